@@ -1,0 +1,1 @@
+"""The public scoreboard: what was measured, beside the published reference."""

@@ -1,0 +1,175 @@
+"""The difference of a pair in units of this pair's own noise.
+
+What the scanner, the interpolation and a remaining misregistration change is
+learnt from the pair itself: how large differences typically are at edges of
+this steepness, and how large in this neighbourhood. Every step treats both
+scans alike, so that exchanging them changes the sign and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsiam.pairing.intensity import curve, interpolated, robust_deviation, thinned
+from medsiam.pairing.sampling import Field, smooth
+from medsiam.pairing.sequences import sequence_family
+from medsiam.pairing.values import Pair
+
+
+@dataclass(frozen=True)
+class DifferenceSettings:
+    """How the noise is measured and what a lesion looks like.
+
+    smoothing_mm       Gaussian sigma of the matched filter
+    neighbourhood_mm   sigma over which local noise is measured
+    least_deviation    smallest noise assumed, in units of the typical tissue value
+    bright_onset       where the sequence shows lesions bright: deviations above the
+                       typical tissue from which brightness counts as abnormal
+    surround_mm        sigma of the neighbourhood a structure stands out from
+    noticeable_deviations  where nothing is known of lesions' brightness, the noise
+                       deviations that count as evidence of one
+    """
+
+    smoothing_mm: float = 1.0
+    neighbourhood_mm: float = 10.0
+    least_deviation: float = 0.01
+    bright_onset: float = 1.0
+    surround_mm: float = 8.0
+    noticeable_deviations: float = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class DifferenceMap:
+    """Signed differences on the halfway grid.
+
+    contrast   (K, J, I) float32, current minus prior after smoothing, in units of the
+               typical tissue value
+    noise      likewise, the deviation that this pair's noise has there
+    evidence   likewise, one is noticeable: contrast over noise, and where lesions are known
+               to be bright only as far as the brighter scan is abnormal there
+    standing   likewise, how much more the place stands out in the current scan
+               than in the prior; its sign tells appearing from resolving
+    bright     whether the sequence shows lesions brighter than tissue
+    """
+
+    contrast: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    evidence: NDArray[np.float32]
+    standing: NDArray[np.float32]
+    bright: bool
+
+
+# Steepness classes of the noise curve.
+NOISE_BINS = 40
+# Clipped at this many deviations, real change does not pass for local noise.
+CLIP_DEVIATIONS = 3.0
+# Width, in deviations, of the soft onset of abnormal brightness.
+ONSET_WIDTH = 0.5
+# Tissue probability that counts as pure when tissue values are averaged.
+PURE = 0.9
+FLUID, GREY, WHITE = 1, 2, 3
+
+
+def measure_difference(pair: Pair, settings: DifferenceSettings, device: torch.device) -> DifferenceMap:
+    """The pair's difference in units of its own noise; zero outside the common tissue."""
+    prior, current = (torch.tensor(x, device=device) for x in (pair.prior_half, pair.current_half))
+    tissue = torch.tensor(pair.tissue, device=device)
+    spacing_mm = float(pair.grid.spacing_mm[-1])
+    sigma = _voxels(max(settings.smoothing_mm, 0.7 * spacing_mm), spacing_mm)
+    one, other = smooth(prior, sigma), smooth(current, sigma)
+    contrast = (other - one) * tissue
+    noise = _noise(contrast, _steepness(0.5 * (one + other)), tissue, spacing_mm, settings)
+    evidence = contrast / noise
+    bright = shows_lesions_bright(pair)
+    if bright:
+        change = _abnormality(other, tissue, settings) - _abnormality(one, tissue, settings)
+        # Geometric mean: abnormal and beyond the noise, signed alike or nothing.
+        agree = (change * evidence).clamp_min(0.0).sqrt()
+        evidence = torch.sign(contrast) * agree
+        standing = contrast
+    else:
+        evidence = evidence / settings.noticeable_deviations
+        standing = _standing_out(other, tissue, spacing_mm, settings) - _standing_out(
+            one, tissue, spacing_mm, settings
+        )
+    return DifferenceMap(
+        contrast=contrast.cpu().numpy(),
+        noise=noise.cpu().numpy(),
+        evidence=(evidence * tissue).cpu().numpy(),
+        standing=(standing * tissue).cpu().numpy(),
+        bright=bright,
+    )
+
+
+def _voxels(sigma_mm: float, spacing_mm: float) -> tuple[float, float, float]:
+    return (sigma_mm / spacing_mm,) * 3
+
+
+def _steepness(field: Field) -> Field:
+    """Magnitude of the gradient per voxel; a flat axis adds nothing."""
+    axes = [axis for axis, size in enumerate(field.shape) if size > 1]
+    slopes = torch.gradient(field, dim=axes)
+    return torch.stack([slope * slope for slope in slopes]).sum(dim=0).sqrt()
+
+
+def _noise(
+    contrast: Field, steepness: Field, tissue: Field, spacing_mm: float, settings: DifferenceSettings
+) -> Field:
+    """The deviation of the contrast at each voxel: by edge steepness, then by neighbourhood."""
+    if not tissue.any():
+        return torch.ones_like(contrast)
+    places, medians = curve(thinned(steepness[tissue]), thinned(contrast[tissue].abs()), NOISE_BINS)
+    noise = (1.4826 * interpolated(steepness, places, medians)).clamp_min(settings.least_deviation)
+    ratio = (contrast / noise).clamp(-CLIP_DEVIATIONS, CLIP_DEVIATIONS)
+    sigma = _voxels(settings.neighbourhood_mm, spacing_mm)
+    inside = tissue.to(contrast.dtype)
+    local = (smooth(ratio * ratio * inside, sigma) / smooth(inside, sigma).clamp_min(1e-3)).sqrt()
+    noise = (noise * local).clamp_min(settings.least_deviation)
+    # What is left is scaled so that the typical deviation is one.
+    scale = robust_deviation((contrast / noise)[tissue])
+    return (noise * max(scale, 1e-6)).clamp_min(settings.least_deviation)
+
+
+def _abnormality(field: Field, tissue: Field, settings: DifferenceSettings) -> Field:
+    """How far, in deviations, each voxel is brighter than tissue ever is; softly zero below."""
+    values = thinned(field[tissue])
+    deviations = (field - values.median()) / max(robust_deviation(values), 1e-6)
+    return torch.nn.functional.softplus((deviations - settings.bright_onset) / ONSET_WIDTH) * ONSET_WIDTH
+
+
+def _standing_out(field: Field, tissue: Field, spacing_mm: float, settings: DifferenceSettings) -> Field:
+    """How much each voxel differs, either way, from its surroundings in the tissue."""
+    sigma = _voxels(settings.surround_mm, spacing_mm)
+    inside = tissue.to(field.dtype)
+    around = smooth(field * inside, sigma) / smooth(inside, sigma).clamp_min(1e-3)
+    return (field - around).abs()
+
+
+def shows_lesions_bright(pair: Pair) -> bool:
+    """Whether both scans are FLAIR of a brain, where lesions are brighter than any tissue.
+
+    No other sequence allows to say so. Where the files do not tell their sequence,
+    FLAIR is known by fluid darker than white matter and grey matter brighter.
+    """
+    if pair.tissue_kinds is None or pair.prior.acquisition.modality == "CT":
+        return False
+    told = {sequence_family(volume.acquisition) for volume in (pair.prior, pair.current)} - {""}
+    if told:
+        return told == {"FLAIR"}
+    return all(_looks_like_flair(field, pair) for field in (pair.prior_half, pair.current_half))
+
+
+def _looks_like_flair(field: NDArray[np.float32], pair: Pair) -> bool:
+    assert pair.tissue_kinds is not None
+    medians = {}
+    for kind in (FLUID, GREY, WHITE):
+        share = np.where(pair.tissue, pair.tissue_kinds[kind], 0.0)
+        pure = share >= min(PURE, float(share.max()) * 0.95)
+        if pure.sum() < 100:
+            return False
+        medians[kind] = float(np.median(field[pure]))
+    return medians[FLUID] < 0.95 * medians[WHITE] and medians[GREY] > 1.02 * medians[WHITE]

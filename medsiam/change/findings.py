@@ -1,0 +1,263 @@
+"""From the map of evidence to findings: which places changed, how much, and how surely."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage, stats
+
+from medsiam.change.comparison import Finding, Kind
+from medsiam.change.difference import DifferenceMap
+from medsiam.pairing.intensity import robust_deviation
+from medsiam.pairing.sampling import smooth
+from medsiam.pairing.values import Pair
+from medsiam.volume import transform
+
+
+@dataclass(frozen=True)
+class FindingSettings:
+    """What counts as a finding.
+
+    threshold        evidence from which a voxel belongs to a finding
+    seed             evidence that at least one of its voxels must reach
+    least_contrast   mean contrast, in units of the typical tissue value: scanners
+                     repeat signal no better than this
+    least_mm3        smallest volume of change
+    significance     false discovery rate; in a scan without change, the chance of any finding
+    scales_mm        sizes of the matched filters over which the p-value is taken
+    reach_mm         how far a lesion may go beyond its change when it is measured
+    absent_share     a lesion smaller than this share of its other self was not there
+    """
+
+    threshold: float = 1.0
+    seed: float = 2.0
+    least_contrast: float = 0.06
+    least_mm3: float = 12.0
+    significance: float = 0.05
+    scales_mm: tuple[float, ...] = (0.0, 2.0, 4.0)
+    reach_mm: float = 6.0
+    absent_share: float = 0.15
+
+
+@dataclass(frozen=True, eq=False)
+class FoundChange:
+    """Findings with their places on the halfway grid.
+
+    labels   (K, J, I) int32, n = findings[n-1]
+    signs    +1 appearing or -1 resolving, one a finding
+    p_value  that noise alone makes the strongest place of the scan
+    """
+
+    findings: tuple[Finding, ...]
+    labels: NDArray[np.int32]
+    signs: tuple[int, ...]
+    p_value: float
+
+
+# Robust deviations per smoothing scale are taken with at least this noise.
+LEAST_SPREAD = 0.05
+# Where the tail of the noise is read off: real change fills less than a tenth of a scan.
+TAIL_QUANTILE = 0.9
+
+
+def find_changes(pair: Pair, difference: DifferenceMap, settings: FindingSettings) -> FoundChange:
+    """All places that changed beyond the noise, the most certain first."""
+    surprise = _surprise(pair, difference, settings)
+    labels, signs = _components(pair, difference, settings)
+    kept: list[tuple[float, int]] = []
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        place = labels[box] == label
+        p_value = float(surprise[box][place].min())
+        contrast = float(np.abs(difference.contrast[box][place]).mean())
+        if p_value <= settings.significance and contrast >= settings.least_contrast:
+            kept.append((p_value, label))
+    kept.sort()
+    ordered = np.zeros(labels.max() + 1, dtype=np.int32)
+    ordered[[label for _, label in kept]] = np.arange(1, len(kept) + 1)
+    relabelled = ordered[labels]
+    directions = tuple(signs[label - 1] for _, label in kept)
+    findings = tuple(
+        _finding(n, p_value, sign, relabelled, pair, difference, settings)
+        for n, ((p_value, _), sign) in enumerate(zip(kept, directions, strict=True), start=1)
+    )
+    p_whole = float(surprise[pair.tissue].min()) if pair.tissue.any() else 1.0
+    return FoundChange(findings, relabelled, directions, p_whole)
+
+
+def _surprise(pair: Pair, difference: DifferenceMap, settings: FindingSettings) -> NDArray[np.float64]:
+    """Per voxel, its p-value adjusted so that the false discovery rate of the scan is controlled.
+
+    Contrast over noise is averaged over several sizes, each divided by its own
+    typical deviation, so that spatially correlated noise is not taken for many
+    independent voxels. The tail is Student's, with the degrees of freedom that
+    the scan shows. Benjamini and Hochberg (1995) over the independent places of
+    each size, Bonferroni over the sizes: where nothing changed this bounds the
+    chance of any finding at all.
+    """
+    score = torch.from_numpy(np.where(pair.tissue, difference.contrast / difference.noise, 0.0))
+    smallest = np.ones(pair.grid.shape)
+    if not pair.tissue.any():
+        return smallest
+    spacing_mm = float(pair.grid.spacing_mm[-1])
+    for scale_mm in settings.scales_mm:
+        field = smooth(score, (scale_mm / spacing_mm,) * 3).numpy()[pair.tissue]
+        spread = max(robust_deviation(torch.from_numpy(field)), LEAST_SPREAD)
+        deviations = np.abs(field) / spread
+        single = 2.0 * stats.t.sf(deviations, _tail_freedom(deviations))
+        adjusted = _discovery_rate(single, _independent_places(pair, scale_mm))
+        smallest[pair.tissue] = np.minimum(smallest[pair.tissue], len(settings.scales_mm) * adjusted)
+    return np.minimum(smallest, 1.0)
+
+
+def _discovery_rate(p_values: NDArray[np.float64], places: float) -> NDArray[np.float64]:
+    """P-values adjusted after Benjamini and Hochberg, for voxels of which several make one place."""
+    order = np.argsort(p_values, kind="stable")
+    rank = np.maximum(np.arange(1, order.size + 1) * (places / order.size), 1.0)
+    adjusted = np.minimum.accumulate((p_values[order] * places / rank)[::-1])[::-1]
+    out = np.empty_like(adjusted)
+    out[order] = adjusted
+    return out
+
+
+def _tail_freedom(deviations: NDArray[np.float64]) -> float:
+    """Degrees of freedom of the Student tail that this scan's deviations show.
+
+    Read at TAIL_QUANTILE, beyond which real change may lie.
+    """
+    if deviations.size < 1000:
+        return 5.0
+    seen = float(np.quantile(deviations, TAIL_QUANTILE)) / max(float(np.quantile(deviations, 0.5)), 1e-6)
+    candidates = np.array([3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 30.0, 100.0])
+    expected = stats.t.ppf(0.5 + TAIL_QUANTILE / 2.0, candidates) / stats.t.ppf(0.75, candidates)
+    return float(candidates[int(np.abs(expected - seen).argmin())])
+
+
+def _independent_places(pair: Pair, scale_mm: float) -> float:
+    """How many filters of this size fit into the tissue."""
+    spacing_mm = float(pair.grid.spacing_mm[-1])
+    dims = 2 if pair.grid.is_flat else 3
+    width_mm = max(scale_mm, spacing_mm) * 2.355
+    extent = float(pair.tissue.sum()) * spacing_mm**dims
+    return max(1.0, extent / width_mm**dims)
+
+
+def _components(
+    pair: Pair, difference: DifferenceMap, settings: FindingSettings
+) -> tuple[NDArray[np.int32], list[int]]:
+    """Connected places of one direction of contrast with a seed, and +1 or -1 for each."""
+    labels = np.zeros(pair.grid.shape, dtype=np.int32)
+    signs: list[int] = []
+    dims = 2 if pair.grid.is_flat else 3
+    least = settings.least_mm3 / float(pair.grid.spacing_mm[-1]) ** dims
+    for direction in (1.0, -1.0):
+        evidence = direction * difference.evidence
+        parts, _ = ndimage.label(evidence >= settings.threshold)
+        for part, box in enumerate(ndimage.find_objects(parts), start=1):
+            place = parts[box] == part
+            if place.sum() < least or evidence[box][place].max() < settings.seed:
+                continue
+            signs.append(1 if float(difference.standing[box][place].sum()) >= 0.0 else -1)
+            labels[box][place] = len(signs)
+    return labels, signs
+
+
+def _finding(
+    n: int,
+    p_value: float,
+    sign: int,
+    labels: NDArray[np.int32],
+    pair: Pair,
+    difference: DifferenceMap,
+    settings: FindingSettings,
+) -> Finding:
+    place = np.argwhere(labels == n)
+    half_mm = pair.grid.world(place.mean(axis=0)[None])
+    centre = transform(pair.current_from_half, half_mm)[0]
+    before_ml, after_ml = _volumes_ml(n, labels, pair, difference, settings)
+    # The change itself is the least that the two volumes must differ by.
+    kind = _kind(sign, before_ml, after_ml, settings)
+    return Finding(
+        label=n,
+        tracking_uid=_tracking_uid(pair, centre),
+        kind=kind,
+        centre_lps_mm=(float(centre[0]), float(centre[1]), float(centre[2])),
+        volume_prior_ml=before_ml,
+        volume_current_ml=after_ml,
+        delta_ml=after_ml - before_ml,
+        p_value=p_value,
+    )
+
+
+def _kind(sign: int, before_ml: float, after_ml: float, settings: FindingSettings) -> Kind:
+    smaller, larger = (before_ml, after_ml) if sign > 0 else (after_ml, before_ml)
+    absent = smaller <= settings.absent_share * larger
+    if sign > 0:
+        return "new" if absent else "enlarged"
+    return "resolved" if absent else "shrunk"
+
+
+def _volumes_ml(
+    n: int,
+    labels: NDArray[np.int32],
+    pair: Pair,
+    difference: DifferenceMap,
+    settings: FindingSettings,
+) -> tuple[float, float]:
+    """The lesion's volume in ml in both scans, by one rule.
+
+    A voxel belongs to the lesion by how far its value lies on the way from the
+    surroundings to the lesion's level: none below a quarter, wholly above three
+    quarters, in between by share, which is how a voxel on its edge is half
+    filled. Counted within the finding and what hangs on it in either scan.
+    """
+    spacing_mm = float(pair.grid.spacing_mm[-1])
+    box = _box_around(labels == n, int(np.ceil((settings.reach_mm + 4.0) / spacing_mm)), pair.grid.is_flat)
+    place = labels[box] == n
+    distance = ndimage.distance_transform_edt(~place) * spacing_mm
+    prior, current = pair.prior_half[box], pair.current_half[box]
+    ring = (distance > 2.0) & (distance <= settings.reach_mm + 4.0) & pair.tissue[box] & (labels[box] == 0)
+    around = float(np.median(0.5 * (prior + current)[ring])) if ring.sum() >= 20 else float("nan")
+    if not np.isfinite(around):
+        around = float(np.median(0.5 * (prior + current)[pair.tissue[box]]))
+    level = max(
+        (_level(values[place], around) for values in (prior, current)), key=lambda value: abs(value - around)
+    )
+    filled = [_filled(values, around, level) for values in (prior, current)]
+    reach = (np.maximum(*filled) > 0.5) & (distance <= settings.reach_mm) & pair.tissue[box]
+    parts, _ = ndimage.label(reach | place)
+    lesion = np.isin(parts, np.unique(parts[place]))
+    lesion &= (labels[box] == 0) | place
+    voxel_ml = pair.grid.voxel_ml
+    return float(filled[0][lesion].sum()) * voxel_ml, float(filled[1][lesion].sum()) * voxel_ml
+
+
+def _level(values: NDArray[np.float32], around: float) -> float:
+    """The value deep inside a lesion: its edge, blurred by the voxels, is left out."""
+    deep = 80.0 if float(values.mean()) >= around else 20.0
+    return float(np.percentile(values, deep))
+
+
+def _filled(values: NDArray[np.float32], around: float, level: float) -> NDArray[np.float64]:
+    way = (values - around) / (level - around if abs(level - around) > 1e-6 else 1e-6)
+    return np.clip((way - 0.25) / 0.5, 0.0, 1.0)
+
+
+def _box_around(place: NDArray[np.bool_], margin: int, flat: bool) -> tuple[slice, ...]:
+    found = ndimage.find_objects(place.astype(np.int8))[0]
+    margins = (0 if flat else margin, margin, margin)
+    return tuple(
+        slice(max(0, s.start - m), min(size, s.stop + m))
+        for s, m, size in zip(found, margins, place.shape, strict=True)
+    )
+
+
+def _tracking_uid(pair: Pair, centre_mm: NDArray[np.float64]) -> str:
+    """A UID from both inputs and the place: the same comparison gives the same UID."""
+    place = ",".join(f"{value:.1f}" for value in centre_mm)
+    seed = "|".join((pair.prior.acquisition.sha256, pair.current.acquisition.sha256, place))
+    return f"2.25.{uuid.UUID(bytes=hashlib.sha256(seed.encode()).digest()[:16], version=5).int}"

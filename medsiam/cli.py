@@ -1,0 +1,310 @@
+"""The command line: one command is one function, and the only place that prints and exits.
+
+Whatever torch, monai and pydicom need is imported inside the commands: they take
+seconds to load, and `medsiam --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medsiam import __version__
+from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
+
+# Threads that spin while they wait take the cores from each other wherever anything
+# else runs: registration was measured over five times slower. Read by OpenMP when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+DONE, BUG, INTERRUPTED = 0, 1, 130
+FORMATS = ("json", "html", "nifti")
+
+app = typer.Typer(
+    name="medsiam",
+    help="Has this scan changed since the last one? Research use only - not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    # A traceback with local values would show what is in the scan.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="medsiam")
+
+
+def answers_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with every error turned into one line on standard error and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        verbose = options.get("verbose", False)
+        try:
+            with _libraries_quiet_unless(verbose):
+                command(*args, **options)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if type(error).__module__.startswith(("typer", "click")):
+                raise
+            raise typer.Exit(_tell(_as_medsiam_error(error), verbose, options)) from None
+
+    return run
+
+
+@app.callback(invoke_without_command=True)
+def medsiam(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Has this scan changed since the last one? Research use only - not a medical device.
+
+    Example: medsiam compare 2023-05/ 2024-05/ --out result/
+    """
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit(DONE)
+
+
+@app.command()
+@answers_with_exit_code
+def compare(
+    prior: Annotated[Path, typer.Argument(metavar="PRIOR", help="The earlier scan.", show_default=False)],
+    current: Annotated[Path, typer.Argument(metavar="CURRENT", help="The later scan.", show_default=False)],
+    out: OutOption,
+    prior_series: Annotated[
+        str | None, typer.Option(metavar="UID", help="Series of PRIOR to take; otherwise the best pair.")
+    ] = None,
+    current_series: Annotated[
+        str | None, typer.Option(metavar="UID", help="Series of CURRENT to take; otherwise the best pair.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option(metavar="LIST", help="What to write; json is always written.")
+    ] = ",".join(FORMATS),
+    seed: SeedOption = 0,
+    allow_different_patients: Annotated[
+        bool, typer.Option("--allow-different-patients", help="Compare even where patient numbers differ.")
+    ] = False,
+    keep_order: Annotated[
+        bool, typer.Option("--keep-order", help="Take PRIOR as the earlier scan whatever the dates say.")
+    ] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compares a scan with its prior and writes the report.
+
+    PRIOR and CURRENT are each a folder, a file or a zip of DICOM, a DICOMDIR, a NIfTI
+    file, or a PNG or TIFF radiograph.
+
+    Example: medsiam compare 2023-05/ 2024-05/ --out result/
+    """
+    wanted = _formats(formats)
+    _check_device(device)
+    from medsiam.compare import compare_series  # torch, only now
+    from medsiam.report.writer import write_comparison
+
+    comparison = compare_series(
+        prior,
+        current,
+        prior_series=prior_series,
+        current_series=current_series,
+        config=config,
+        device=device,
+        weights=weights,
+        seed=seed,
+        allow_different_patients=allow_different_patients,
+        keep_order=keep_order,
+        progress=_progress(),
+    )
+    files = write_comparison(comparison, out, formats=wanted)
+    if as_json:
+        typer.echo((out / files["json"]).read_text(encoding="utf-8"), nl=False)
+    else:
+        typer.echo(f"{comparison.verdict}: {comparison.summary}")
+        typer.echo(f"report: {out / files.get('html', files['json'])}")
+
+
+@app.command()
+@answers_with_exit_code
+def demo(
+    out: OutOption = Path("demo-report"),
+    seed: SeedOption = 0,
+    open_report: Annotated[
+        bool, typer.Option("--open", help="Show the report in a browser where there is a display.")
+    ] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Makes a patient with three visits as DICOM, compares them, and says what was found.
+
+    Nothing is downloaded. The truth that was put in is printed beside what was found.
+
+    Example: medsiam demo --out demo-report
+    """
+    from medsiam.demo import run_demo  # torch, only now
+
+    outcome = run_demo(out, seed=seed, progress=_progress())
+    if as_json:
+        typer.echo(json.dumps(outcome.as_dict(), indent=2))
+    else:
+        typer.echo(outcome.table())
+        typer.echo(f"report: {outcome.index}")
+    if open_report and _has_display():
+        typer.launch(str(outcome.index))
+
+
+@app.command()
+@answers_with_exit_code
+def bench(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which; without it, all names.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the public data lie, for those that need them.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measures on public or made-up data, beside the published reference.
+
+    Example: medsiam bench registration
+    """
+    from medsiam.bench import registry
+
+    if name is None:
+        typer.echo(json.dumps(registry.names_and_subjects()) if as_json else registry.listing())
+        return
+    if name not in registry.names_and_subjects():
+        known = ", ".join(registry.names_and_subjects())
+        raise typer.BadParameter(f"there is no benchmark {name!r}; known: {known}", param_hint="NAME")
+    scores = registry.run(name, data=data, seed=seed)
+    typer.echo(json.dumps(scores.as_dict(), indent=2) if as_json else scores.table())
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    """The formats of a comma list, json always among them."""
+    wanted = tuple(word.strip() for word in text.split(",") if word.strip())
+    unknown = [word for word in wanted if word not in FORMATS]
+    if unknown or not wanted:
+        raise typer.BadParameter(f"{text!r}: choose from {', '.join(FORMATS)}", param_hint="--formats")
+    return wanted if "json" in wanted else ("json", *wanted)
+
+
+def _check_device(device: str) -> None:
+    kind, _, number = device.partition(":")
+    if device in ("auto", "cpu", "cuda") or (kind == "cuda" and number.isdecimal()):
+        return
+    raise typer.BadParameter(f"{device!r}: choose auto, cpu or cuda[:N]", param_hint="--device")
+
+
+def _tell(error: Exception, verbose: bool, options: dict[str, Any]) -> int:
+    """Says what went wrong on standard error and returns the exit code."""
+    if not isinstance(error, MedsiamError):
+        if verbose:
+            typer.echo("".join(traceback.format_exception(error)), err=True)
+        line = f"medsiam: this is a bug: {type(error).__name__}: {error}"
+        typer.echo(_one_line(line if verbose else f"{line} (run again with -v for the traceback)"), err=True)
+        return BUG
+    if error.exit_code == InputRefused.exit_code and "out" in options:
+        _leave_refusal(error, options)
+    typer.echo(_one_line(f"medsiam: {error}"), err=True)
+    return error.exit_code
+
+
+def _leave_refusal(error: MedsiamError, options: dict[str, Any]) -> None:
+    """report.json with status "refused", where its folder can be made."""
+    from medsiam.report.comparison_json import refusal_json, to_text
+    from medsiam.report.writer import write_refusal
+
+    report = refusal_json(error.code, _one_line(str(error)))
+    if options.get("as_json"):
+        typer.echo(to_text(report), nl=False)
+    # Where the folder cannot be made, the line on standard error still tells.
+    with contextlib.suppress(MedsiamError, OSError):
+        write_refusal(options["out"], report)
+
+
+def _as_medsiam_error(error: Exception) -> Exception:
+    """Exhausted memory or disk by its own name; any other error as it is."""
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+        return ResourceExhausted(
+            f"out of memory ({_one_line(str(error)) or 'no detail'}); free some, or use --device cpu"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"the disk is full ({error.filename or 'no detail'}); free some space")
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return ResourceExhausted("out of memory; free some")
+    return error
+
+
+def _is_torch_out_of_memory(error: Exception) -> bool:
+    # By name: importing torch to ask for its class would cost seconds.
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def _progress() -> Callable[[str], None]:
+    """Tells each step on standard error where that is a terminal, otherwise nothing."""
+    if not sys.stderr.isatty():
+        return lambda step: None
+    return lambda step: typer.echo(f"... {step}", err=True)
+
+
+@contextlib.contextmanager
+def _libraries_quiet_unless(verbose: bool) -> Iterator[None]:
+    """Keeps warnings of the libraries off standard error, where one line is promised."""
+    if verbose:
+        yield
+        return
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _has_display() -> bool:
+    return sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    main()

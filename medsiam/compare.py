@@ -1,0 +1,254 @@
+"""The picture of the architecture as one function: two scans in, one Comparison out."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from medsiam import __version__
+from medsiam.change.comparison import Comparison, Provenance, Verdict
+from medsiam.change.difference import measure_difference
+from medsiam.change.findings import FoundChange, find_changes
+from medsiam.change.verdict import decide, figures, on_current_grid, prior_on_current
+from medsiam.config import CompareSettings, load_settings
+from medsiam.encoding.weights import load_encoder
+from medsiam.errors import InputRefused, ResourceExhausted
+from medsiam.pairing.comparability import check_comparable, judge, unknown_notes
+from medsiam.pairing.identity_check import check_identity
+from medsiam.pairing.pair_up import pair_up
+from medsiam.pairing.region import brain_weights_sha256
+from medsiam.pairing.registration import pose_sentence
+from medsiam.pairing.series_match import match_series
+from medsiam.pairing.values import Comparability, Pair
+from medsiam.reading import SeriesEntry, find_series, load_key, read_series, read_volume
+from medsiam.volume import Volume
+
+Progress = Callable[[str], None]
+
+
+def silent(step: str) -> None:
+    """Tells nobody."""
+
+
+def compare_series(
+    prior: str | Path,
+    current: str | Path,
+    *,
+    prior_series: str | None = None,
+    current_series: str | None = None,
+    config: str | Path | None = None,
+    device: str = "auto",
+    weights: str | None = None,
+    seed: int = 0,
+    allow_different_patients: bool = False,
+    keep_order: bool = False,
+    progress: Progress = silent,
+) -> Comparison:
+    """What `medsiam compare` does: reads two scans from disk and compares them.
+
+    prior, current   a folder, file or zip of DICOM, a DICOMDIR, NIfTI, or a radiograph
+    prior_series, current_series   which series to take; otherwise the best pair
+    weights          an encoder's safetensors file
+
+    Raises InputRefused (with the reason and the remedy) where no true answer can
+    be given, ConfigRefused for settings that do not exist.
+    """
+    started = time.perf_counter()
+    settings = CompareSettings() if config is None else load_settings(config, CompareSettings)
+    progress("reading")
+    volumes, told = _read_pair(Path(prior), Path(current), prior_series, current_series)
+    notes = check_identity(
+        volumes[0].acquisition,
+        volumes[1].acquisition,
+        allow_different_patients=allow_different_patients,
+        keep_order=keep_order,
+    )
+    read_seconds = time.perf_counter() - started
+    comparison = compare(
+        volumes[0],
+        volumes[1],
+        settings,
+        device=device,
+        weights=weights,
+        seed=seed,
+        notes=(*told, *notes),
+        progress=progress,
+    )
+    seconds = {"read": round(read_seconds, 3), **comparison.provenance.seconds}
+    return dataclasses.replace(
+        comparison, provenance=dataclasses.replace(comparison.provenance, seconds=seconds)
+    )
+
+
+def compare(
+    prior: Volume,
+    current: Volume,
+    settings: CompareSettings | None = None,
+    *,
+    device: str = "auto",
+    weights: str | None = None,
+    seed: int = 0,
+    notes: tuple[str, ...] = (),
+    progress: Progress = silent,
+) -> Comparison:
+    """The comparison of two volumes; nothing is read or written but the weights.
+
+    Raises NotComparable where the two show different things, ResourceExhausted
+    where the device cannot hold them.
+    """
+    settings = settings or CompareSettings()
+    chosen = _device(device)
+    clock = _Stages()
+    comparability = judge(
+        prior.acquisition, current.acquisition, _spacing(prior), _spacing(current)
+    )
+    check_comparable(comparability)
+    progress("registering")
+    pair = pair_up(prior, current, comparability, settings.pairing, chosen)
+    clock.ends("pair")
+    progress("measuring change")
+    difference = measure_difference(pair, settings.difference, chosen)
+    found = find_changes(pair, difference, settings.findings)
+    change_map, labels = on_current_grid(pair, difference, found, settings.findings)
+    clock.ends("change")
+    verdict, reason = decide(found.findings, pair.registration, pair.region)
+    encoder_note = _encoder_note(weights)
+    all_notes = (
+        *notes,
+        *prior.acquisition.assumptions,
+        *current.acquisition.assumptions,
+        *unknown_notes(prior.acquisition, current.acquisition),
+        *pair.notes,
+        pose_sentence(pair.registration),
+        *((reason,) if reason else ()),
+        encoder_note,
+    )
+    shown = prior_on_current(prior, current, pair.registration)
+    clock.ends("resample")
+    return Comparison(
+        prior=prior,
+        current=current,
+        verdict=verdict,
+        summary=_summary(verdict, reason, found, comparability),
+        comparability=comparability,
+        registration=pair.registration,
+        change=figures(found, pair),
+        findings=found.findings,
+        change_map=change_map,
+        labels=labels,
+        prior_on_current=shown,
+        provenance=Provenance(
+            medsiam=__version__,
+            config=dataclasses.asdict(settings),
+            device=str(chosen),
+            seed=seed,
+            weights_sha256=_weights_of(pair),
+            seconds=clock.seconds,
+            peak_memory_mb=_peak_memory_mb(),
+        ),
+        embedding=None,
+        notes=tuple(dict.fromkeys(all_notes)),
+    )
+
+
+def _read_pair(
+    prior: Path, current: Path, prior_series: str | None, current_series: str | None
+) -> tuple[tuple[Volume, Volume], tuple[str, ...]]:
+    """Both volumes, and sentences that tell which series were taken."""
+    key = load_key()
+    sides = [
+        _candidates(path, name, key)
+        for path, name in ((prior, prior_series), (current, current_series))
+    ]
+    if all(len(side) == 1 for side in sides):
+        return (read_series(sides[0][0]), read_series(sides[1][0])), ()
+    match = match_series(sides[0], sides[1])
+    entries = sides[0][match.prior], sides[1][match.current]
+    return (read_series(entries[0]), read_series(entries[1])), (match.sentence,)
+
+
+def _candidates(path: Path, name: str | None, key: bytes) -> list[SeriesEntry]:
+    """The usable series of a path; where there is none, or one is named, read_volume's own refusal."""
+    entries = find_series(path, key=key)
+    if name is not None:
+        named = [e for e in entries if name in (e.name, e.acquisition.series_uid) and e.is_usable]
+        if len(named) == 1:
+            return named
+    usable = [entry for entry in entries if entry.is_usable]
+    if name is not None or not usable:
+        read_volume(path, series_uid=name, key=key)
+        raise InputRefused(f"{path.name!r} holds no series that can be compared; name another folder")
+    return usable
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name; "auto" is the first GPU where there is one.
+
+    Raises ResourceExhausted where the named GPU is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda"):
+        number = int(name.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            raise ResourceExhausted(f"there is no GPU {number} here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def _spacing(volume: Volume) -> tuple[float, float, float]:
+    k, j, i = volume.grid.spacing_mm
+    return float(k), float(j), float(i)
+
+
+def _encoder_note(weights: str | None) -> str:
+    """Why there is no embedding. A file named by the user is checked, not silently ignored."""
+    if weights is not None:
+        load_encoder(weights)
+        return "no embedding: distances of this encoder's weights are not yet calibrated"
+    return "no embedding: this version ships no trained encoder weights"
+
+
+def _weights_of(pair: Pair) -> dict[str, str]:
+    return {"brain": brain_weights_sha256()} if pair.region == "brain" else {}
+
+
+def _summary(verdict: Verdict, reason: str, found: FoundChange, comparability: Comparability) -> str:
+    """One plain sentence."""
+    if verdict == "indeterminate":
+        return f"No verdict: {reason}."
+    changed = "; the protocol changed between the scans" * (comparability.category == "protocol-changed")
+    if verdict == "stable":
+        return f"No change beyond the noise of this pair{changed}."
+    kinds = [finding.kind for finding in found.findings]
+    counts = [
+        f"{kinds.count(kind)} {kind}"
+        for kind in ("new", "enlarged", "shrunk", "resolved")
+        if kind in kinds
+    ]
+    places = "finding" if len(kinds) == 1 else "findings"
+    return f"{len(kinds)} {places} beyond the noise of this pair: {', '.join(counts)}{changed}."
+
+
+class _Stages:
+    """Seconds of each stage, in the order they end."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def ends(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self._last, 3)
+        self._last = now
+
+
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return round(peak / (1024.0 if sys.platform != "darwin" else 1024.0**2), 1)

@@ -1,0 +1,1 @@
+"""A scan to its embedding and its pyramid of features, by one network for both twins."""

@@ -1,0 +1,225 @@
+"""One network for both twins: a scan to its embedding and its pyramid of features.
+
+    Volume -> prepare -> stem, stride 2 -> stages, stride 2 each -> pyramid
+                                        -> mean and maximum of the deepest -> embedding
+
+The first layers at full resolution are what a 3D network costs on a CPU, so there
+are none: 4.7 GFLOP for 96 voxels cubed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from torch import nn
+
+from medsiam.encoding.preparation import PreparationSettings, Prepared, prepare
+from medsiam.errors import WeightsRefused
+from medsiam.volume import Grid, Volume
+
+KERNEL = 3
+STRIDE = 2
+
+# Bounds that keep a settings file, or a foreign weight file, from asking for all memory.
+MOST_CHANNELS, MOST_STAGES, LARGEST_EMBEDDING = 512, 6, 4096
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The architecture, as it is recorded in a weight file.
+
+    spatial_dims    3 for volumes, 2 for radiographs
+    channels        of the stem and of each stage, multiples of norm_groups
+    embedding_size  numbers in an embedding
+    norm_groups     groups of channels that are normalised together
+    preparation     the size and spacing of the input
+    """
+
+    spatial_dims: int = 3
+    channels: tuple[int, ...] = (24, 48, 96, 192)
+    embedding_size: int = 256
+    norm_groups: int = 8
+    preparation: PreparationSettings = field(default_factory=PreparationSettings)
+
+    def __post_init__(self) -> None:
+        if self.spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims is {self.spatial_dims}; it must be 2 or 3")
+        if not 2 <= len(self.channels) <= MOST_STAGES:
+            raise ValueError(f"channels has {len(self.channels)} stages; it must have 2 to {MOST_STAGES}")
+        if self.norm_groups < 1 or any(n % self.norm_groups for n in self.channels):
+            raise ValueError(f"channels {self.channels} must be multiples of norm_groups {self.norm_groups}")
+        if not all(1 <= n <= MOST_CHANNELS for n in self.channels):
+            raise ValueError(f"channels {self.channels} must be between 1 and {MOST_CHANNELS}")
+        if not 2 <= self.embedding_size <= LARGEST_EMBEDDING:
+            raise ValueError(f"embedding_size {self.embedding_size} must be from 2 to {LARGEST_EMBEDDING}")
+
+
+# A radiograph is one slice: many more pixels cost little, and small signs need them.
+RADIOGRAPH = EncoderSettings(spatial_dims=2, preparation=PreparationSettings(size_voxels=256))
+
+
+class Encoded(NamedTuple):
+    """What the network gives for a batch, with gradients where they are on.
+
+    embedding  (B, D), unit norm
+    pyramid    (B, C, [k,] j, i) each, finest first
+    """
+
+    embedding: torch.Tensor
+    pyramid: tuple[torch.Tensor, ...]
+
+
+class TwinEncoder(nn.Module):
+    """The network. Both scans of a pair go through this one set of weights.
+
+    in (B, 1, [K,] J, I), values 0..1
+    """
+
+    def __init__(self, settings: EncoderSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings or EncoderSettings()
+        first, *deeper = self.settings.channels
+        self.stem = _block(self.settings, 1, first, strides=STRIDE)
+        pairs = zip(self.settings.channels[:-1], deeper, strict=True)
+        self.stages = nn.ModuleList(_stage(self.settings, source, target) for source, target in pairs)
+        self.project = nn.Linear(2 * self.settings.channels[-1], self.settings.embedding_size)
+
+    def forward(self, images: torch.Tensor) -> Encoded:
+        """Embeddings and pyramids of a batch."""
+        levels = [self.stem(images)]
+        for stage in self.stages:
+            levels.append(stage(levels[-1]))
+        deepest = levels[-1].flatten(2)
+        # The mean tells the whole, the maximum keeps what is small.
+        summary = torch.cat([deepest.mean(dim=2), deepest.amax(dim=2)], dim=1)
+        return Encoded(functional.normalize(self.project(summary), dim=1), tuple(levels))
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """One level of a pyramid: values (C, k, j, i) and where they lie; k is 1 for a radiograph."""
+
+    values: torch.Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the encoder knows of one scan.
+
+    embedding   (D,) float32, unit norm, read-only
+    pyramid     finest level first
+    encoder_id  name and digest of the weights; only features of one encoder can be compared
+    """
+
+    embedding: NDArray[np.float32]
+    pyramid: tuple[FeatureMap, ...]
+    encoder_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A network with its weights, ready to encode volumes.
+
+    encoder_id      "name@first12" of the weight file's SHA-256
+    weights_sha256  "" where the network was never stored
+    """
+
+    network: TwinEncoder
+    encoder_id: str
+    weights_sha256: str = ""
+
+    @property
+    def settings(self) -> EncoderSettings:
+        """The architecture."""
+        return self.network.settings
+
+    def __call__(self, volume: Volume) -> Features:
+        """The features of one volume. Raises WeightsRefused where it is of other dimensions."""
+        return self.encode([volume])[0]
+
+    def encode_pair(self, prior: Volume, current: Volume) -> tuple[Features, Features]:
+        """The features of two volumes that went through the network together."""
+        first, second = self.encode([prior, current])
+        return first, second
+
+    def encode(self, volumes: Sequence[Volume]) -> tuple[Features, ...]:
+        """The features of each volume, in one batch.
+
+        Raises WeightsRefused where one is of other dimensions, Unreadable where a
+        voxel is not finite.
+        """
+        for volume in volumes:
+            self._check_dimensions(volume)
+        prepared = [prepare(volume, self.settings.preparation) for volume in volumes]
+        images = torch.stack([self._image(each) for each in prepared])
+        device = next(self.network.parameters()).device
+        # Not inference_mode: a change head that is trained on these features needs them.
+        with torch.no_grad():
+            encoded = self.network(images.to(device))
+        return tuple(self._features(encoded, n, each.grid) for n, each in enumerate(prepared))
+
+    def _check_dimensions(self, volume: Volume) -> None:
+        if volume.spatial_dims != self.settings.spatial_dims:
+            kinds = {2: "radiographs", 3: "volumes"}
+            raise WeightsRefused(
+                f"encoder {self.encoder_id!r} is for {kinds[self.settings.spatial_dims]}, the scan has "
+                f"{volume.grid.shape[0]} slices; give weights trained on {kinds[volume.spatial_dims]}"
+            )
+
+    def _image(self, prepared: Prepared) -> torch.Tensor:
+        return prepared.values if self.settings.spatial_dims == 2 else prepared.values[None]
+
+    def _features(self, encoded: Encoded, n: int, grid: Grid) -> Features:
+        embedding = encoded.embedding[n].float().cpu().numpy().copy()
+        embedding.flags.writeable = False
+        maps = []
+        for depth, level in enumerate(encoded.pyramid, 1):
+            values = level[n] if self.settings.spatial_dims == 3 else level[n][:, None]
+            maps.append(FeatureMap(values, level_grid(grid, tuple(values.shape[1:]), STRIDE**depth)))
+        return Features(embedding, tuple(maps), self.encoder_id)
+
+
+def level_grid(grid: Grid, shape: tuple[int, ...], stride: int) -> Grid:
+    """Where a level of the pyramid lies: every stride-th voxel of the input, from the first.
+
+    Odd kernels padded by half keep the centre of the first output on the first voxel.
+    """
+    steps = np.array([1 if size == 1 else stride for size in grid.shape], dtype=np.float64)
+    return Grid((shape[0], shape[1], shape[2]), grid.world_from_index @ np.diag([*steps, 1.0]))
+
+
+def _stage(settings: EncoderSettings, source: int, target: int) -> nn.Module:
+    """A strided block and a residual one behind it."""
+    return nn.Sequential(_block(settings, source, target, strides=STRIDE), _residual(settings, target))
+
+
+def _block(settings: EncoderSettings, source: int, target: int, *, strides: int) -> nn.Module:
+    # monai takes seconds to import, which a refusal or a help text need not wait for.
+    from monai.networks.blocks import Convolution
+
+    return Convolution(settings.spatial_dims, source, target, strides=strides, **_common(settings, target))
+
+
+def _residual(settings: EncoderSettings, channels: int) -> nn.Module:
+    # As above: only who builds a network pays for it.
+    from monai.networks.blocks import ResidualUnit
+
+    return ResidualUnit(settings.spatial_dims, channels, channels, subunits=1, **_common(settings, channels))
+
+
+def _common(settings: EncoderSettings, channels: int) -> dict[str, Any]:
+    return {
+        "kernel_size": KERNEL,
+        "act": "LEAKYRELU",
+        "norm": ("GROUP", {"num_groups": settings.norm_groups, "num_channels": channels}),
+        "adn_ordering": "NA",
+        # The normalisation that follows takes any bias away.
+        "bias": False,
+    }

@@ -1,0 +1,75 @@
+"""Everything that input can make go wrong, as one tree.
+
+    MedsiamError
+    ├── InputRefused              exit 3: what, where, remedy
+    │   ├── Unreadable            not an image this tool reads, or a damaged one
+    │   ├── GeometryRefused       where the voxels lie cannot be told truly
+    │   ├── SeriesAmbiguous       several series, and no rule that chooses
+    │   ├── IdentityRefused       not one patient, or not in this order
+    │   ├── NotComparable         two scans that no method can set side by side
+    │   ├── WeightsRefused        weights of another shape, origin or digest
+    │   └── ConfigRefused         an unknown key or a value out of range
+    └── ResourceExhausted         exit 4: memory or disk
+
+A message has three parts: what is wrong, how much or where, and what to do.
+"""
+
+
+class MedsiamError(Exception):
+    """Base of every error that input or the machine can cause."""
+
+    exit_code = 3
+    code = "refused"
+
+
+class InputRefused(MedsiamError):
+    """The input cannot be used, and the message says what to do about it."""
+
+
+class Unreadable(InputRefused):
+    """A file is no image that can be read, or it is damaged."""
+
+    code = "unreadable"
+
+
+class GeometryRefused(InputRefused):
+    """The place of the voxels in the patient cannot be told truly."""
+
+    code = "geometry"
+
+
+class SeriesAmbiguous(InputRefused):
+    """Several series fit and the input does not say which is meant."""
+
+    code = "series"
+
+
+class IdentityRefused(InputRefused):
+    """The scans are of two patients, or in the wrong order."""
+
+    code = "identity"
+
+
+class NotComparable(InputRefused):
+    """The two scans show different things, so no change can be told."""
+
+    code = "not-comparable"
+
+
+class WeightsRefused(InputRefused):
+    """Encoder weights that cannot be trusted or do not fit."""
+
+    code = "weights"
+
+
+class ConfigRefused(InputRefused):
+    """A setting that does not exist or cannot hold."""
+
+    code = "config"
+
+
+class ResourceExhausted(MedsiamError):
+    """Memory or disk is used up."""
+
+    exit_code = 4
+    code = "resources"

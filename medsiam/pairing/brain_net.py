@@ -1,0 +1,312 @@
+"""Where the brain is, in a head scan of any contrast: a small network and its gate.
+
+    Volume -> 3 mm LPS grid around the head -> normalised -> network -> five classes
+    -> largest piece, holes filled -> BrainTissue, with whether it can be believed
+
+The network was trained on synthetic images only (docs/model-card-brain.md), so it
+knows no contrast, and none is foreign to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from monai.networks.blocks import Convolution
+from numpy.typing import NDArray
+from safetensors.torch import load
+from scipy import ndimage
+from torch import nn
+
+from medsiam.errors import WeightsRefused
+from medsiam.pairing.sampling import covering, sample
+from medsiam.volume import Grid, Volume
+
+WEIGHTS = Path(__file__).with_name("brain.safetensors")
+
+SPACING_MM = 3.0
+
+CLASSES = ("not brain", "csf", "grey", "white", "cerebellum and stem")
+
+# A normalised voxel above this is something; the margin is in voxels.
+CONTENT_LEVEL = 0.08
+CONTENT_MARGIN = 2
+
+# Sizes of the network's input: three halvings, and no axis that vanishes in them.
+MULTIPLE = 8
+SMALLEST = 32
+
+# Brain of CT differs by 20 HU in a range of 4000; bone and air may saturate.
+CT_WINDOW_HU = (-100.0, 200.0)
+
+
+@dataclass(frozen=True, eq=False)
+class BrainTissue:
+    """Which tissue of the brain each voxel holds, and whether to believe it.
+
+    probability  (5, K, J, I) float32 on `grid`, in the order of CLASSES, sums to 1
+    grid         3 mm, axes towards Superior, Posterior, Left
+    plausible    whether this looks like a head scan with a brain in it
+    reason       why not, a plain sentence; empty where plausible
+    """
+
+    probability: NDArray[np.float32]
+    grid: Grid
+    plausible: bool
+    reason: str
+
+    @property
+    def brain(self) -> NDArray[np.float32]:
+        """Probability (K, J, I) of brain: fluid inside it, grey, white, cerebellum and stem."""
+        return np.asarray(self.probability[1:].sum(axis=0))
+
+    @property
+    def volume_ml(self) -> float:
+        """Volume in ml of the voxels that are brain more likely than not."""
+        return float((self.brain > 0.5).sum()) * self.grid.voxel_ml
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What a brain may look like before it is refused.
+
+    volume_ml       a part of a brain to a whole large one
+    one_piece       least share of the found voxels that hang together
+    confidence      least mean probability of brain within it
+    white_share     cerebral white matter within grey and white, least and most
+    extent_mm       longest and shortest main axis, most and least
+    solidity        least share of its smoothed outline that is filled
+    """
+
+    volume_ml: tuple[float, float] = (200.0, 2300.0)
+    one_piece: float = 0.8
+    confidence: float = 0.8
+    white_share: tuple[float, float] = (0.1, 0.8)
+
+
+def segment_brain(volume: Volume, gate: GateSettings | None = None) -> BrainTissue:
+    """Where the brain is in a head scan; not plausible where there seems to be none.
+
+    Any contrast, orientation and slice thickness. The same scan gives the same answer.
+    Raises WeightsRefused where the shipped weights are damaged.
+    """
+    image, grid = prepared(volume)
+    with torch.inference_mode():
+        raw = load_brain_net()(image[None, None])[0].softmax(0).numpy()
+    probability = _tidied(raw)
+    reason = _doubt(raw, probability, grid, gate or GateSettings())
+    probability.flags.writeable = False
+    return BrainTissue(probability, grid, not reason, reason)
+
+
+@lru_cache(maxsize=1)
+def load_brain_net() -> BrainNet:
+    """The shipped network, ready to run.
+
+    Raises WeightsRefused where the file does not have the digest recorded beside it.
+    """
+    try:
+        data = WEIGHTS.read_bytes()
+        recorded = WEIGHTS.with_suffix(".sha256").read_text(encoding="ascii").split()[0]
+    except (OSError, IndexError) as error:
+        raise WeightsRefused(
+            f"the brain network's weights cannot be read ({error}); reinstall medsiam"
+        ) from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != recorded:
+        raise WeightsRefused(
+            f"{WEIGHTS.name} has SHA-256 {digest[:12]}…, recorded is {recorded[:12]}…; reinstall medsiam"
+        )
+    net = BrainNet()
+    try:
+        net.load_state_dict({name: value.float() for name, value in load(data).items()})
+    except RuntimeError as error:
+        raise WeightsRefused(f"{WEIGHTS.name} does not fit this network; reinstall medsiam") from error
+    return net.eval()
+
+
+def prepared(volume: Volume) -> tuple[torch.Tensor, Grid]:
+    """The network's input (K, J, I) 0..1 at 3 mm, cut to what is not background, and its grid."""
+    field, grid = _block_means(volume)
+    low = float(np.percentile(field.numpy(), 1.0))
+    field = (field - low).clamp(min=0.0)
+    target = _padded(covering([(grid, np.eye(4))], (SPACING_MM,) * 3))
+    image = normalised(sample(field, grid, target, np.eye(4)))
+    box = content_box(image)
+    matrix = target.world_from_index.copy()
+    matrix[:3, 3] = target.world([[side.start for side in box]])[0]
+    image = image[box].contiguous()
+    return image, Grid((image.shape[0], image.shape[1], image.shape[2]), matrix)
+
+
+def _block_means(volume: Volume) -> tuple[torch.Tensor, Grid]:
+    """The image averaged over blocks of at most 3 mm, so that sampling does not alias."""
+    array = np.nan_to_num(volume.array, nan=0.0, posinf=0.0, neginf=0.0)
+    if volume.acquisition.modality == "CT":
+        array = array.clip(*CT_WINDOW_HU)
+    block = np.maximum(1, np.floor(SPACING_MM / volume.grid.spacing_mm + 0.01).astype(int))
+    block = np.minimum(block, volume.grid.shape)
+    size = (int(block[0]), int(block[1]), int(block[2]))
+    field = functional.avg_pool3d(torch.from_numpy(array)[None, None], size, ceil_mode=True)[0, 0]
+    matrix = volume.grid.world_from_index.copy()
+    matrix[:3, 3] = volume.grid.world([(block - 1) / 2.0])[0]
+    matrix[:3, :3] = matrix[:3, :3] * block
+    return field, Grid((field.shape[0], field.shape[1], field.shape[2]), matrix)
+
+
+def _padded(grid: Grid) -> Grid:
+    """The grid widened on both sides until the network can take it."""
+    shape = np.maximum(SMALLEST, np.ceil(np.array(grid.shape) / MULTIPLE).astype(int) * MULTIPLE)
+    matrix = grid.world_from_index.copy()
+    matrix[:3, 3] = grid.world([-(shape - grid.shape) // 2])[0]
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), matrix)
+
+
+def _tidied(probability: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probabilities with one piece of brain and no holes in it; its soft edge is kept."""
+    piece = _largest(probability[0] < 0.5)
+    filled = ndimage.binary_fill_holes(piece)
+    tidy = probability * ndimage.binary_dilation(piece, iterations=2)
+    inside = probability[1:].sum(axis=0)
+    # What surrounds a hole on all sides is brain: fluid, unless the network says which.
+    lift = np.where(filled & (inside <= 0.5), 1.0 - inside, 0.0)
+    tidy[1] += lift
+    tidy[0] = 1.0 - tidy[1:].sum(axis=0)
+    return tidy.clip(0.0, 1.0).astype(np.float32)
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    pieces, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return np.asarray(pieces == sizes.argmax())
+
+
+def _doubt(raw: NDArray[np.float32], probability: NDArray[np.float32], grid: Grid, gate: GateSettings) -> str:
+    """Why this is no head scan with a brain, or an empty text."""
+    found = raw[0] < 0.5
+    brain = probability[1:].sum(axis=0)
+    mask = brain > 0.5
+    volume_ml = float(mask.sum()) * grid.voxel_ml
+    low, high = gate.volume_ml
+    if not low <= volume_ml <= high:
+        return f"{volume_ml:.0f} ml look like brain; {low:.0f} to {high:.0f} ml are expected"
+    one_piece = float((mask & found).sum() / found.sum())
+    if one_piece < gate.one_piece:
+        return f"what looks like brain is in pieces: {one_piece:.0%} hang together"
+    confidence = float(brain[mask].mean())
+    if confidence < gate.confidence:
+        return f"the network is unsure where the brain is ({confidence:.2f} of 1)"
+    grey, white = (float(probability[n][mask].sum()) for n in (2, 3))
+    share = white / max(grey + white, 1e-6)
+    if not gate.white_share[0] <= share <= gate.white_share[1]:
+        return f"white matter would be {share:.0%} of the cerebrum, which no brain has"
+    return ""
+
+
+class BrainNet(nn.Module):
+    """Five class scores per voxel of a 3 mm image.
+
+    in (B, 1, K, J, I), values 0..1, sizes divisible by 8; out (B, 5, K, J, I) logits
+    """
+
+    def __init__(self, channels: tuple[int, ...] = (8, 16, 32, 64)) -> None:
+        super().__init__()
+        first, *deeper = channels
+        self.stem = _conv(3, first)
+        self.down = nn.ModuleList(
+            nn.Sequential(_conv(a, b, strides=2), _conv(b, b))
+            for a, b in zip(channels[:-1], deeper, strict=True)
+        )
+        self.floor = _conv(channels[-1], channels[-1])
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(b, a, kernel_size=2, stride=2)
+            for a, b in zip(channels[:-1], deeper, strict=True)
+        )
+        self.merge = nn.ModuleList(_conv(2 * a, a) for a in channels[:-1])
+        self.score = nn.Conv3d(first, len(CLASSES), kernel_size=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 5, K, J, I)."""
+        skips = [self.stem(local_contrast(image))]
+        for step in self.down:
+            skips.append(step(skips[-1]))
+        field = self.floor(skips.pop())
+        for level in reversed(range(len(skips))):
+            field = self.merge[level](torch.cat([self.up[level](field), skips[level]], dim=1))
+        return self.score(field)
+
+
+def local_contrast(image: torch.Tensor) -> torch.Tensor:
+    """Three channels (B, 3, K, J, I): the image, its local contrast, its relative edges.
+
+    Brain lies in a narrow band of a scan's range where fat or fluid is bright. The
+    second channel is the distance from the mean of 21 mm in local deviations; the
+    third, the gradient in units of its mean over 45 mm, knows no contrast at all.
+    """
+    mean = _box_mean(image, 7)
+    spread = (_box_mean(image * image, 7) - mean * mean).clamp(min=0.0).sqrt()
+    contrast = ((image - mean) / (spread + 0.03)).clamp(-3.0, 3.0)
+    wide = functional.pad(image, (1,) * 6, mode="replicate")
+    inner = [slice(None), slice(None)] + [slice(1, -1)] * 3
+    squares = torch.zeros_like(image)
+    for axis in (2, 3, 4):
+        after, before = list(inner), list(inner)
+        after[axis], before[axis] = slice(2, None), slice(None, -2)
+        squares = squares + (wide[tuple(after)] - wide[tuple(before)]) ** 2
+    edge = squares.sqrt()
+    relative = (edge / (_box_mean(edge, 15) + 0.01)).clamp(max=4.0)
+    return torch.cat([image, contrast, relative], dim=1)
+
+
+def _box_mean(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Mean over a cube, one axis after the other; at the rim over what there is."""
+    for axis in range(3):
+        window, reach = [1, 1, 1], [0, 0, 0]
+        window[axis], reach[axis] = size, size // 2
+        image = functional.avg_pool3d(image, window, 1, reach, count_include_pad=False)
+    return image
+
+
+def _conv(source: int, target: int, strides: int = 1) -> nn.Module:
+    norm = ("INSTANCE", {"affine": True})
+    return Convolution(
+        3, source, target, strides=strides, act="LEAKYRELU", norm=norm, adn_ordering="NA", bias=False
+    )
+
+
+def normalised(image: torch.Tensor) -> torch.Tensor:
+    """The image with its 1st to 99th percentile taken to 0..1 and clipped there."""
+    values = image.reshape(-1)
+    ranks = [max(1, round(share * values.numel())) for share in (0.01, 0.99)]
+    low, high = (float(values.kthvalue(rank).values) for rank in ranks)
+    return ((image - low) / max(high - low, 1e-6)).clamp(0.0, 1.0)
+
+
+def content_box(image: torch.Tensor, largest: int = 112) -> tuple[slice, slice, slice]:
+    """The box (k, j, i) of a normalised image that holds what is not background.
+
+    Sizes are divisible by 8, as the network needs, and between SMALLEST and `largest`;
+    so must the image's own sizes be, but for the upper limit.
+    """
+    soft = functional.avg_pool3d(image[None, None], 3, 1, 1)[0, 0]
+    held = (soft > CONTENT_LEVEL).float()
+    box = []
+    for axis in range(3):
+        count = held.sum(dim=[other for other in range(3) if other != axis])
+        share = count.cumsum(0) / count.sum().clamp(min=1.0)
+        # Single bright voxels in the air, ghosts and frames must not widen the box.
+        low, high = int((share < 0.001).sum()), int((share < 0.999).sum())
+        size = MULTIPLE * math.ceil((high - low + 1 + 2 * CONTENT_MARGIN) / MULTIPLE)
+        size = min(max(size, SMALLEST), largest, image.shape[axis])
+        start = min(max(0, (low + high + 1 - size) // 2), image.shape[axis] - size)
+        box.append(slice(start, start + size))
+    return box[0], box[1], box[2]

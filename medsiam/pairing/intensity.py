@@ -1,0 +1,122 @@
+"""Two scans' intensities made equal on what did not change, jointly and in favour of neither.
+
+The slow bias field and the gain are the smooth part of the log ratio; the
+contrast curve is the typical difference at each brightness. Both are fitted
+robustly, so that real change is left alone, and each scan is taken half the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from medsiam.pairing.sampling import Field, smooth
+
+
+@dataclass(frozen=True)
+class IntensitySettings:
+    """How intensities are equalised.
+
+    bias_sigma_mm  smoothness of the bias field; lesions are far smaller
+    rounds         robust re-weightings of the bias fit
+    curve_bins     points of the contrast curve
+    """
+
+    bias_sigma_mm: float = 20.0
+    rounds: int = 3
+    curve_bins: int = 64
+
+
+# Below this share of the typical tissue signal a logarithm would amplify noise.
+LOG_FLOOR = 0.05
+TUKEY_CUTOFF = 4.685
+# Quantiles are drawn from at most this many voxels, evenly spaced.
+MOST_SAMPLES = 200_000
+
+
+def robust_deviation(values: Field) -> float:
+    """1.4826 times the median absolute deviation of some values."""
+    values = thinned(values)
+    return float(1.4826 * (values - values.median()).abs().median())
+
+
+def thinned(values: Field) -> Field:
+    """Every n-th of many values, at most MOST_SAMPLES."""
+    return values.reshape(-1)[:: max(1, values.numel() // MOST_SAMPLES)]
+
+
+def equalise(
+    prior: Field,
+    current: Field,
+    tissue: Field,
+    spacing_mm: float,
+    settings: IntensitySettings,
+    *,
+    signed: bool,
+) -> tuple[Field, Field]:
+    """Both fields with equal gain, bias and contrast curve, in units of the typical tissue value.
+
+    prior, current  (K, J, I) on one grid;  tissue  bool, where the fit is made
+    signed          values may be negative and have a fixed scale (HU): no gain and no
+                    bias is fitted, and the unit is 100 HU
+    """
+    if signed:
+        return prior / 100.0, current / 100.0
+    one, other = _without_bias(prior, current, tissue, settings.bias_sigma_mm / spacing_mm, settings.rounds)
+    return _with_one_curve(one, other, tissue, settings.curve_bins)
+
+
+def _without_bias(
+    prior: Field, current: Field, tissue: Field, sigma_voxels: float, rounds: int
+) -> tuple[Field, Field]:
+    logs = [_log(field, tissue) for field in (prior, current)]
+    ratio = logs[1] - logs[0]
+    fitted = torch.full_like(ratio, float(thinned(ratio[tissue]).median()))
+    inside = tissue.to(ratio.dtype)
+    sigma = (sigma_voxels,) * 3
+    for _ in range(rounds):
+        left = ratio - fitted
+        scale = max(robust_deviation(left[tissue]), 1e-6)
+        weight = inside * (1.0 - (left / (TUKEY_CUTOFF * scale)) ** 2).clamp_min(0.0) ** 2
+        fitted = fitted + smooth(weight * left, sigma) / smooth(weight, sigma).clamp_min(1e-3)
+    one, other = torch.exp(logs[0] + fitted / 2.0), torch.exp(logs[1] - fitted / 2.0)
+    unit = float(thinned((0.5 * (one + other))[tissue]).median())
+    return one / unit, other / unit
+
+
+def _log(field: Field, tissue: Field) -> Field:
+    typical = float(thinned(field[tissue]).median())
+    return torch.log(field.clamp_min(max(LOG_FLOOR * typical, 1e-6)))
+
+
+def _with_one_curve(one: Field, other: Field, tissue: Field, bins: int) -> tuple[Field, Field]:
+    """Both fields less half the typical difference at their mean brightness."""
+    mean, gap = 0.5 * (one + other), other - one
+    brightness, typical = curve(thinned(mean[tissue]), thinned(gap[tissue]), bins)
+    expected = interpolated(mean, brightness, typical)
+    return one + expected / 2.0, other - expected / 2.0
+
+
+def curve(where: Field, values: Field, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """The median of `values` in `bins` classes of `where` with equal counts, lightly smoothed."""
+    places, amounts = where.cpu().numpy(), values.cpu().numpy()
+    order = np.argsort(places, kind="stable")
+    groups = np.array_split(order, max(1, min(bins, len(order))))
+    centres = np.array([np.median(places[group]) for group in groups])
+    medians = np.array([np.median(amounts[group]) for group in groups])
+    padded = np.pad(medians, 2, mode="edge")
+    return centres, np.convolve(padded, np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0, mode="valid")
+
+
+def interpolated(field: Field, places: np.ndarray, values: np.ndarray) -> Field:
+    """values(places) read at each voxel of a field, constant beyond both ends."""
+    steps = torch.as_tensor(places, dtype=field.dtype, device=field.device)
+    heights = torch.as_tensor(values, dtype=field.dtype, device=field.device)
+    if len(steps) == 1:
+        return torch.full_like(field, float(heights[0]))
+    above = torch.searchsorted(steps, field.contiguous()).clamp(1, len(steps) - 1)
+    low, high = steps[above - 1], steps[above]
+    share = ((field - low) / (high - low).clamp_min(1e-9)).clamp(0.0, 1.0)
+    return heights[above - 1] * (1.0 - share) + heights[above] * share

@@ -1,0 +1,99 @@
+"""Where in a scan the patient is: the brain where one is seen, else the body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsiam.pairing.brain_net import WEIGHTS, segment_brain
+from medsiam.pairing.sampling import sample
+from medsiam.volume import Volume
+
+RegionKind = Literal["brain", "body", "field"]
+# Denser than fat, so that clothes and couch foam stay out and lungs are filled in later.
+BODY_HU = -300.0
+# Otsu needs no more resolution than this to part the body from air.
+HISTOGRAM_BINS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Where change is looked for in one scan, and what the choice was.
+
+    weight  (K, J, I) float32 0..1 on the scan's grid
+    tissue  (5, K, J, I) float32 probabilities (outside, fluid, grey, white, hind brain)
+            on the scan's grid for a brain, else None
+    note    the choice in a plain sentence
+    """
+
+    kind: RegionKind
+    weight: NDArray[np.float32]
+    tissue: NDArray[np.float32] | None
+    note: str
+
+
+def find_region(volume: Volume, *, brain: bool = True) -> Region:
+    """The brain of a head scan, the body of any other, the exposed field of a radiograph.
+
+    brain  whether a brain is looked for
+    """
+    if volume.spatial_dims == 2:
+        return Region("field", _exposed(volume.array), None, "the whole exposed field is compared")
+    if brain and volume.acquisition.modality in ("MR", "CT", ""):
+        head = segment_brain(volume)
+        if head.plausible:
+            field = sample(torch.from_numpy(head.probability.copy()), head.grid, volume.grid, np.eye(4))
+            tissue = field.numpy()
+            # Outside the network's box the first class, "outside", is meant.
+            weight = tissue[1:].sum(axis=0)
+            return Region("brain", weight, tissue, "a brain is seen; change is looked for inside it")
+    return Region("body", _body(volume), None, "no brain is seen; change is looked for in the whole body")
+
+
+def brain_weights_sha256() -> str:
+    """The digest of the network that finds the brain, as its loader checks it."""
+    return WEIGHTS.with_suffix(".sha256").read_text(encoding="ascii").split()[0]
+
+
+def _exposed(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 except in the collimated border, where values do not change over the outermost rows."""
+    field = np.ones(array.shape, dtype=np.float32)
+    for axis in (1, 2):
+        spread = array.max(axis=axis) - array.min(axis=axis)
+        flat = spread <= 0.01 * (array.max() - array.min())
+        field *= np.where(np.expand_dims(flat, axis), 0.0, 1.0).astype(np.float32)
+    return field
+
+
+def _body(volume: Volume) -> NDArray[np.float32]:
+    """The largest connected part above air, holes filled slice by slice."""
+    array = volume.array
+    threshold = BODY_HU if volume.acquisition.modality == "CT" else _otsu(array)
+    mask = ndimage.binary_opening(array > threshold, iterations=1)
+    parts, count = ndimage.label(mask)
+    if count == 0:
+        return np.ones(array.shape, dtype=np.float32)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    mask = parts == sizes.argmax()
+    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+    return filled.astype(np.float32)
+
+
+def _otsu(array: NDArray[np.float32]) -> float:
+    """Otsu's threshold between air and body (IEEE Trans. SMC 9, 1979), on the lower 99 %."""
+    top = float(np.percentile(array, 99.0))
+    counts, edges = np.histogram(array, bins=HISTOGRAM_BINS, range=(float(array.min()), top))
+    centres = 0.5 * (edges[:-1] + edges[1:])
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    mass = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    return float(centres[np.nan_to_num(between).argmax()])
+

@@ -1,0 +1,152 @@
+"""Fields on grids, in torch: smoothing and affine resampling, each done once.
+
+A field is a float32 tensor (K, J, I) or (C, K, J, I) on the chosen device.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+from medsiam.volume import Grid, Matrix, transform
+
+Field = torch.Tensor
+
+
+def smooth(field: Field, sigma_voxels: tuple[float, float, float]) -> Field:
+    """The field after a Gaussian of sigma (k, j, i) in voxels, edges repeated."""
+    for axis, sigma in enumerate(sigma_voxels):
+        size = field.shape[axis - 3]
+        if sigma > 0.05 and size > 1:
+            kernel = torch.as_tensor(_kernel(size, float(sigma)), dtype=field.dtype, device=field.device)
+            field = _along(field, kernel, axis)
+    return field
+
+
+@lru_cache(maxsize=64)
+def _kernel(size: int, sigma: float) -> Matrix:
+    """The Gaussian as a (size, size) matrix whose rows sum to one, edges repeated."""
+    radius = math.ceil(3.0 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    matrix = np.zeros((size, size))
+    for offset, weight in zip(range(-radius, radius + 1), weights, strict=True):
+        np.add.at(matrix, (np.arange(size), np.clip(np.arange(size) + offset, 0, size - 1)), weight)
+    return matrix
+
+
+def _along(field: Field, kernel: Field, axis: int) -> Field:
+    # A dense matrix product beats conv1d several times over on a CPU: the rows
+    # are short, and no axis has to be moved in memory.
+    if axis == 2:
+        return field @ kernel.T
+    if axis == 1:
+        return kernel @ field
+    lead, (depth, rows, columns) = field.shape[:-3], field.shape[-3:]
+    return (kernel @ field.reshape(*lead, depth, rows * columns)).reshape(*lead, -1, rows, columns)
+
+
+def sample(
+    field: Field, grid: Grid, target: Grid, world_from_target_world: Matrix, *, outside: str = "zeros"
+) -> Field:
+    """The field of `grid` at the voxels of `target`, linear, once.
+
+    world_from_target_world  4 x 4 LPS mm: where a point of the target lies in the field's world
+    outside                  "zeros" or "border"
+    """
+    channels = field if field.ndim == 4 else field[None]
+    index_from_target = grid.index_from_world @ world_from_target_world @ target.world_from_index
+    points = _unit_points(index_from_target, grid.shape, target.shape, channels.device)
+    out = functional.grid_sample(
+        channels[None], points, mode="bilinear", padding_mode=outside, align_corners=True
+    )[0]
+    return out if field.ndim == 4 else out[0]
+
+
+def coverage(grid: Grid, target: Grid, world_from_target_world: Matrix, device: torch.device) -> Field:
+    """1 where a target voxel lies inside the grid's box of voxels, else 0."""
+    inside = None
+    matrix = grid.index_from_world @ world_from_target_world @ target.world_from_index
+    for row, size in zip(matrix[:3], grid.shape, strict=True):
+        position = _linear(row, target.shape, device)
+        held = (position >= -0.5) & (position <= size - 0.5)
+        inside = held if inside is None else inside & held
+    assert inside is not None
+    return inside.to(torch.float32)
+
+
+def _linear(row: Matrix, shape: tuple[int, int, int], device: torch.device) -> Field:
+    steps = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
+    k, j, i = (float(row[axis]) * steps[axis] for axis in range(3))
+    return float(row[3]) + k[:, None, None] + j[None, :, None] + i[None, None, :]
+
+
+def _unit_points(
+    index_from_target: Matrix, shape: tuple[int, int, int], target: tuple[int, int, int], device: torch.device
+) -> Field:
+    """Points (1, K, J, I, 3) in torch's -1..1 coordinates, ordered (i, j, k)."""
+    sizes = np.array(shape, dtype=np.float64)
+    # A flat axis has no extent: its only voxel stands for all of it.
+    scale = np.where(sizes > 1, 2.0 / np.maximum(sizes - 1.0, 1.0), 0.0)
+    rows = index_from_target[:3] * scale[:, None]
+    rows[:, 3] -= np.where(sizes > 1, 1.0, 0.0)
+    unit = torch.as_tensor(rows[::-1].copy(), dtype=torch.float32, device=device)
+    k, j, i = (torch.arange(n, dtype=torch.float32, device=device) for n in target)
+    planes = (k[:, None] * unit[:, 0])[:, None] + (j[:, None] * unit[:, 1])[None] + unit[:, 3]
+    return (planes[:, :, None] + (i[:, None] * unit[:, 2])[None, None])[None]
+
+
+def isotropic(grid: Grid, spacing_mm: float) -> Grid:
+    """A grid over the same box along the same axes, with equal spacing; flat stays flat."""
+    own = grid.spacing_mm
+    axes = grid.world_from_index[:3, :3] / own
+    steps = np.where(np.array(grid.shape) > 1, spacing_mm, own)
+    shape = np.maximum(1, np.ceil((np.array(grid.shape) - 1) * own / steps - 1e-6).astype(int) + 1)
+    matrix = np.eye(4)
+    matrix[:3, :3] = axes * steps
+    matrix[:3, 3] = grid.centre_mm - matrix[:3, :3] @ ((shape - 1) / 2.0)
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), matrix)
+
+
+def covering(boxes: list[tuple[Grid, Matrix]], spacing_mm: tuple[float, float, float]) -> Grid:
+    """The world-aligned grid that holds all boxes, each moved by its target_from_world.
+
+    Raises no error: boxes are finite. Axes k, j, i run to Superior, Posterior, Left.
+    """
+    corners = np.concatenate([transform(moved, grid.corners_mm()) for grid, moved in boxes])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    steps = np.array(spacing_mm)
+    extent = (high - low)[::-1]
+    shape = np.ceil(extent / steps - 1e-6).astype(int) + 1
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.fliplr(np.diag(steps[::-1]))
+    matrix[:3, 3] = (low + high) / 2.0 - matrix[:3, :3] @ ((shape - 1) / 2.0)
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), matrix)
+
+
+def cropped(field: Field, grid: Grid, weight: Field, margin_voxels: int = 3) -> tuple[Field, Grid]:
+    """The field and its grid cut to the box in which the weight exceeds 0.01."""
+    held = (weight > 0.01).nonzero()
+    if len(held) == 0:
+        return field, grid
+    size = torch.tensor(grid.shape, device=held.device)
+    low = (held.min(dim=0).values - margin_voxels).clamp_min(0).tolist()
+    high = torch.minimum(held.max(dim=0).values + margin_voxels + 1, size).tolist()
+    k, j, i = (slice(a, b) for a, b in zip(low, high, strict=True))
+    matrix = grid.world_from_index.copy()
+    matrix[:3, 3] = grid.world([low])[0]
+    kept = field[..., k, j, i]
+    return kept, Grid((kept.shape[-3], kept.shape[-2], kept.shape[-1]), matrix)
+
+
+def downsampled(field: Field, grid: Grid, spacing_mm: float) -> tuple[Field, Grid]:
+    """The field on an isotropic grid of the given spacing, smoothed against aliasing."""
+    ratio = spacing_mm / grid.spacing_mm
+    sigma = [0.5 * math.sqrt(max(0.0, r * r - 1.0)) for r in ratio]
+    target = isotropic(grid, spacing_mm)
+    smoothed = smooth(field, (sigma[0], sigma[1], sigma[2]))
+    return sample(smoothed, grid, target, np.eye(4), outside="border"), target

@@ -1,0 +1,116 @@
+"""Anything that holds scans to entries, and an entry or a path to one Volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from medsiam.errors import InputRefused, MedsiamError, SeriesAmbiguous, Unreadable
+from medsiam.reading.archive import NIFTI_ENDINGS, RASTER_ENDINGS, Source, find_sources
+from medsiam.reading.dicom import dicom_entries, read_dicom
+from medsiam.reading.dicomdir import is_dicomdir, referenced_sources
+from medsiam.reading.entry import SeriesEntry
+from medsiam.reading.identity import load_key
+from medsiam.reading.nifti import nifti_entry, read_nifti
+from medsiam.reading.raster import raster_entry, read_raster
+from medsiam.volume import Volume
+
+# Series that a message lists before it says how many more there are.
+MOST_LISTED = 12
+
+_READERS = {"dicom": read_dicom, "nifti": read_nifti, "raster": read_raster}
+
+
+def find_series(path: str | Path, *, key: bytes) -> tuple[SeriesEntry, ...]:
+    """Everything found in a folder, file, zip or DICOMDIR, from headers alone.
+
+    Entries that cannot be read carry the reason; hidden files and files of
+    other kinds are left out. Raises InputRefused where the path holds nothing
+    that could be an image, or is an unsafe archive.
+    """
+    path = Path(path)
+    sources = referenced_sources(path) if is_dicomdir(path) else find_sources(path)
+    nifti = [source for source in sources if _ends(source, NIFTI_ENDINGS)]
+    raster = [source for source in sources if _ends(source, RASTER_ENDINGS)]
+    named = set(nifti) | set(raster)
+    dicom, others = dicom_entries((source for source in sources if source not in named), key)
+    entries = (*dicom, *map(nifti_entry, nifti), *map(raster_entry, raster))
+    if not entries:
+        raise Unreadable(
+            f"{path.name!r} holds no DICOM, NIfTI, PNG, TIFF or JPEG image ({others} other files); check "
+            "the path"
+        )
+    return tuple(sorted(entries, key=lambda entry: (entry.name, entry.paths)))
+
+
+def read_series(entry: SeriesEntry) -> Volume:
+    """The voxels of an entry as a Volume. Raises its refusal, or what its pixels cause."""
+    if entry.refusal is not None:
+        raise entry.refusal
+    return _READERS[entry.kind](entry)
+
+
+def read_volume(path: str | Path, *, series_uid: str | None = None, key: bytes | None = None) -> Volume:
+    """The one image series of a path, or the one named.
+
+    series_uid  a series UID, or a name as find_series tells it. Raises
+    SeriesAmbiguous where several fit, and the reason where none does.
+    """
+    entries = find_series(path, key=load_key() if key is None else key)
+    if series_uid is not None:
+        return read_series(_named(entries, series_uid))
+    # A map is read where nothing else is there: then it is what was meant.
+    usable = [entry for entry in entries if entry.is_usable] or _maps(entries)
+    if not usable:
+        raise _reason(entries)
+    if len(usable) > 1:
+        raise SeriesAmbiguous(f"{len(usable)} series could be meant: {_listed(usable)}; {_REMEDY}")
+    aside = [entry for entry in entries if entry.refusal and entry.role == "image"]
+    return _with_notes(read_series(usable[0]), usable[0].reason, len(aside))
+
+
+_REMEDY = "choose one with `--prior-series UID` or `--current-series UID`"
+
+
+def _maps(entries: Sequence[SeriesEntry]) -> list[SeriesEntry]:
+    if any(entry.role == "image" for entry in entries):
+        return []
+    return [entry for entry in entries if entry.role == "derived" and entry.refusal is None]
+
+
+def _ends(source: Source, endings: tuple[str, ...]) -> bool:
+    return source.base_name.lower().endswith(endings)
+
+
+def _named(entries: Sequence[SeriesEntry], name: str) -> SeriesEntry:
+    found = [entry for entry in entries if entry.name == name]
+    found = found or [entry for entry in entries if name and entry.acquisition.series_uid == name]
+    if not found:
+        raise SeriesAmbiguous(f"no series {name[:64]!r} is there, but {_listed(entries)}; {_REMEDY}")
+    if len(found) > 1:
+        raise SeriesAmbiguous(f"series {name[:64]!r} has {len(found)} parts: {_listed(found)}; name one part")
+    return found[0]
+
+
+def _reason(entries: Sequence[SeriesEntry]) -> MedsiamError:
+    """The error to raise where no entry is usable: its own reason where there is one entry only."""
+    images = [entry for entry in entries if entry.role == "image"] or list(entries)
+    if len(images) == 1 and images[0].refusal is not None:
+        return images[0].refusal
+    reasons = "; ".join(f"{entry}: {entry.refusal or entry.reason}" for entry in images[:MOST_LISTED])
+    return InputRefused(f"none of {len(images)} series can be read: {reasons}")
+
+
+def _listed(entries: Sequence[SeriesEntry]) -> str:
+    more = f" and {len(entries) - MOST_LISTED} more" if len(entries) > MOST_LISTED else ""
+    return ", ".join(str(entry) for entry in entries[:MOST_LISTED]) + more
+
+
+def _with_notes(volume: Volume, reason: str, aside: int) -> Volume:
+    notes = list(volume.acquisition.assumptions)
+    if reason:
+        notes.append(f"The series is {reason}.")
+    if aside:
+        notes.append(f"{aside} other series in the same place cannot be read and were left aside.")
+    return replace(volume, acquisition=replace(volume.acquisition, assumptions=tuple(notes)))

@@ -1,0 +1,130 @@
+"""report.html: one self-contained file that needs no network and runs no foreign script.
+
+Texts from headers are hostile: every value is escaped, and control characters
+and marks that turn the writing direction are made visible first. The policy in
+the page lets only this package's own style and script run, known by their hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from medsiam.change.comparison import Comparison
+from medsiam.report import pictures, wording
+from medsiam.report.display import place_text
+from medsiam.report.viewer import viewer_json
+
+# Each finding's four pictures weigh about 70 kB; beyond these the table and the viewer serve.
+MOST_PICTURED = 20
+LONGEST_TEXT = 400
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def render(comparison: Comparison, report: Mapping[str, Any]) -> str:
+    """The page of a comparison.
+
+    report  the same comparison as `to_json` tells it, so that both say the same
+    """
+    scene = pictures.scene_of(comparison)
+    template = _environment().get_template("comparison.html.j2")
+    return template.render(
+        report=report,
+        style=_asset("report.css"),
+        script=_asset("viewer.js"),
+        policy=content_policy(),
+        findings=[_finding(scene, finding, shown) for finding, shown in _told(comparison, report)],
+        pictured=min(len(comparison.findings), MOST_PICTURED),
+        overview=pictures.overview_pictures(scene),
+        checkerboard=pictures.checkerboard_pictures(scene),
+        viewer=viewer_json(scene),
+        plane=scene.view.plane,
+        is_matched=scene.is_matched,
+        reaches_outside=bool(_share_outside(comparison) > 0),
+        reasons=wording.why_indeterminate(report) if report["verdict"] == "indeterminate" else [],
+        config=json.dumps(report["provenance"]["config"], indent=2, ensure_ascii=False).splitlines(),
+        words=wording,
+    )
+
+
+def content_policy() -> str:
+    """The page's Content-Security-Policy: data: pictures, our own style and script, nothing else."""
+    return (
+        "default-src 'none'; img-src data:; "
+        f"style-src '{_hash(_asset('report.css'))}'; script-src '{_hash(_asset('viewer.js'))}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def printable(value: Any) -> Any:
+    """Text as it may stand on a page: no control or direction marks, not endless.
+
+    Markup made by the template itself passes as it is.
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    shown = value if len(value) <= LONGEST_TEXT else value[:LONGEST_TEXT] + " …"
+    return "".join(_visible(letter) for letter in shown)
+
+
+def _visible(letter: str) -> str:
+    # Cc: controls; Cf: direction marks and zero-width letters that disguise a text; Cs: half letters.
+    hidden = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn") or letter in "\u2028\u2029"
+    return REPLACEMENT if hidden and letter not in "\n\t" else letter
+
+
+def _told(comparison: Comparison, report: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return list(zip(comparison.findings, report["findings"], strict=True))
+
+
+def _finding(scene: pictures.Scene, finding: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of the table, with pictures for the most certain ones."""
+    k = scene.place(finding)[2]
+    is_pictured = finding.label <= MOST_PICTURED
+    return {
+        "told": told,
+        "is_appearing": finding.kind in pictures.APPEARING_KINDS,
+        "slice": pictures.slice_name(scene, k),
+        "place": place_text(scene.view, np.array(finding.centre_lps_mm)),
+        "pictures": pictures.finding_pictures(scene, finding) if is_pictured else None,
+    }
+
+
+def _share_outside(comparison: Comparison) -> float:
+    """Share of the current's grid that the prior did not reach."""
+    prior = comparison.prior_on_current
+    return 1.0 - float((prior == prior).mean())
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+@cache
+def _asset(name: str) -> Markup:
+    """A style or script of this package, as it stands between its tags."""
+    text = files("medsiam.report").joinpath("templates", name).read_text(encoding="utf-8")
+    assert "</" not in text, f"{name} would close its own tag"
+    return Markup("\n" + text)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("medsiam.report", "templates"),
+        autoescape=True,
+        finalize=printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,187 @@
+"""Files that stand in a folder all at once or not at all.
+
+What lies there is replaced only where it can be told to be an earlier result of
+this package; a file of another's making is never overwritten or removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
+
+REPORT = "report.json"
+EVIDENCE = "dicom"
+NAMES = (REPORT, "report.html", "change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz", EVIDENCE)
+
+EXHAUSTED = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+REFUSED = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
+     errno.ELOOP, errno.ENOENT, errno.EINVAL, errno.EXDEV, errno.ENOTEMPTY, errno.EBUSY}
+)  # fmt: skip
+
+HTML_SIGN = b'<meta name="generator" content="medsiam">'
+HTML_HEAD_BYTES = 4096
+NIFTI_HEADER_BYTES = 348
+NIFTI_DESCRIP_AT = 148
+NIFTI_SIGN = b"medsiam "
+SCHEMA_SIGN = "medsiam."
+
+
+@contextmanager
+def placed_whole(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, whose files then stand in `folder` at once.
+
+    Where anything fails, `folder` is left as it was, and not made if it was not there.
+    """
+    made = _first_missing(folder)
+    stage = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ours = _earlier_files(folder)
+        # Inside the folder, for its parent may be another disk or not be writable.
+        stage = Path(tempfile.mkdtemp(prefix=".medsiam-", dir=folder))
+        fresh = stage / "fresh"
+        fresh.mkdir()
+        yield fresh
+        _exchange(folder, fresh, stage / "earlier", ours)
+        made = None
+    except MemoryError as error:
+        raise ResourceExhausted(_full_message(folder, "memory is used up")) from error
+    except OSError as error:
+        told = _named(error, folder)
+        if told is None:
+            raise
+        raise told from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+        if made is not None:
+            _remove_empty(folder, made)
+
+
+def _exchange(folder: Path, fresh: Path, earlier: Path, ours: frozenset[str]) -> None:
+    """Puts fresh files in the place of earlier ones, report.json last; undoes it all on failure."""
+    names = sorted((path.name for path in fresh.iterdir()), key=lambda name: (name == REPORT, name))
+    for name in names:
+        _refuse_foreign(folder / name, ours)
+    for path in fresh.rglob("*"):
+        _settle(path)
+    earlier.mkdir()
+    taken: list[str] = []
+    placed: list[str] = []
+    try:
+        # The seal goes first, so that no moment shows it above files it does not speak of.
+        for name in sorted(ours, key=lambda name: (name != REPORT, name)):
+            os.replace(folder / name, earlier / name)
+            taken.append(name)
+        for name in names:
+            os.replace(fresh / name, folder / name)
+            placed.append(name)
+    except BaseException:
+        for name in reversed(placed):
+            os.replace(folder / name, fresh / name)
+        for name in reversed(taken):
+            os.replace(earlier / name, folder / name)
+        raise
+
+
+def _settle(path: Path) -> None:
+    """Waits until a file's bytes are on the disk, so that a power cut cannot empty it later."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _refuse_foreign(path: Path, ours: frozenset[str]) -> None:
+    if os.path.lexists(path) and path.name not in ours:
+        raise InputRefused(
+            f"{path} is there and was not written by medsiam; choose another folder, or move it away first"
+        )
+
+
+def _earlier_files(folder: Path) -> frozenset[str]:
+    """Names of an earlier result's files in a folder."""
+    return frozenset(name for name in NAMES if _is_ours(folder / name))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder bears the sign of this package."""
+    if path.name == EVIDENCE:
+        return path.is_dir() and not path.is_symlink() and _lists_evidence(path.parent / REPORT)
+    if not path.is_file():
+        return False
+    if path.name == REPORT:
+        return str(_read_report(path).get("schema", "")).startswith(SCHEMA_SIGN)
+    if path.suffix == ".html":
+        with path.open("rb") as file:
+            return HTML_SIGN in file.read(HTML_HEAD_BYTES)
+    return _nifti_description(path).startswith(NIFTI_SIGN)
+
+
+def _lists_evidence(report: Path) -> bool:
+    files = _read_report(report).get("files")
+    paths = files.values() if isinstance(files, dict) else ()
+    return any(isinstance(path, str) and path.split("/")[0] == EVIDENCE for path in paths)
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    """A report's content, {} where it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _nifti_description(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            return file.read(NIFTI_HEADER_BYTES)[NIFTI_DESCRIP_AT:]
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return b""
+
+
+def _first_missing(folder: Path) -> Path | None:
+    """The outermost folder that would have to be made, None where all are there."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    return missing[-1] if missing else None
+
+
+def _remove_empty(folder: Path, outermost: Path) -> None:
+    """Removes the folders that were made, unless something else has moved in."""
+    path = folder
+    while True:
+        try:
+            path.rmdir()
+        except OSError:
+            return
+        if path == outermost:
+            return
+        path = path.parent
+
+
+def _named(error: OSError, folder: Path) -> MedsiamError | None:
+    """The error as one of ours, with place and remedy; None where it has no name here."""
+    what = error.strerror or str(error)
+    if error.errno in EXHAUSTED:
+        return ResourceExhausted(_full_message(folder, what))
+    if error.errno in REFUSED:
+        return InputRefused(f"cannot write the result to {folder}: {what}; choose a folder you may write to")
+    return None
+
+
+def _full_message(folder: Path, what: str) -> str:
+    return f"the result does not fit into {folder}: {what}; free some space or choose another place"

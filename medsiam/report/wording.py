@@ -1,0 +1,118 @@
+"""The report's sentences: each term explained once, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MEANING_OF_VERDICT = {
+    "stable": "No place in the scan changed by more than the noise of this pair.",
+    "progressed": "At least one place appeared or grew by more than the noise of this pair; none shrank.",
+    "improved": "At least one place shrank or resolved by more than the noise of this pair; none grew.",
+    "mixed": "Some places appeared or grew and others shrank or resolved, beyond the noise of this pair.",
+    "indeterminate": "No statement on change is made for this pair.",
+}
+SIGN_OF_VERDICT = {"stable": "=", "progressed": "▲", "improved": "▼", "mixed": "▲▼", "indeterminate": "?"}
+SIGN_OF_KIND = {"new": "●", "enlarged": "▲", "shrunk": "▼", "resolved": "○"}
+MEANING_OF_CLASS = {
+    "same-protocol": "Both scans were acquired alike.",
+    "protocol-changed": "The scans were acquired differently; small changes may be due to that.",
+    "not-comparable": "The scans show different things, so they cannot be compared.",
+}
+MEANING_OF_QUALITY = {
+    "good": "The scans lie on each other.",
+    "doubtful": "The scans may not lie on each other everywhere: read changes near edges with care.",
+    "failed": "The scans could not be brought to lie on each other.",
+}
+SIGHT = {
+    "axial": "Seen from the feet: the patient's left is on the picture's right.",
+    "coronal": "Seen from the front: the patient's left is on the picture's right.",
+    "sagittal": "Seen from the patient's left: the face is on the picture's left.",
+    "projection": "Shown as stored.",
+}
+PLACES = "Places are millimetres from the origin of the current scan's own frame."
+SAME_GREY = "Prior and current are shown in the same window."
+MATCHED_GREY = "The scans' grey scales differ, so the prior has a window of its own, fitted to look alike."
+HATCHED = "Hatching marks where the prior did not reach."
+NOT_MEASURED = "not measured"
+UNKNOWN = "not told"
+DAYS_A_MONTH = 30.4375
+DAYS_A_YEAR = 365.25
+
+
+def why_indeterminate(report: Mapping[str, Any]) -> list[str]:
+    """The reasons for which no verdict is given, gravest first."""
+    reasons = []
+    if report["comparability"]["class"] == "not-comparable":
+        reasons.append(MEANING_OF_CLASS["not-comparable"])
+        reasons += [difference["effect"] for difference in report["comparability"]["differences"]]
+    if report["registration"]["quality"] == "failed":
+        reasons.append(MEANING_OF_QUALITY["failed"])
+    if report["registration"]["quality"] in ("failed", "doubtful"):
+        reasons += report["registration"]["reasons"]
+    return reasons or list(report["notes"]) or [report["summary"]]
+
+
+def millilitres(value: float | None, *, signed: bool = False) -> str:
+    """A volume with as many digits as say something: "12.3 ml", "+0.042 ml"."""
+    if value is None:
+        return NOT_MEASURED
+    if value == 0:
+        return "0 ml"
+    size = abs(value)
+    places = 1 if size >= 10 else 2 if size >= 1 else 3
+    text = f"{size:.{places}f} ml"
+    if not signed:
+        return text
+    return f"{'+' if value >= 0 else '−'}{text}"
+
+
+def probability(value: float | None) -> str:
+    """A p-value as papers write it."""
+    if value is None:
+        return NOT_MEASURED
+    if value < 0.0001:
+        return "< 0.0001"
+    return f"{value:.4f}" if value < 0.01 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def number(value: float | None, places: int = 3) -> str:
+    """A figure with fixed places, small ones in powers of ten."""
+    if value is None:
+        return NOT_MEASURED
+    if value != 0 and abs(value) < 10**-places:
+        return f"{value:.1e}"
+    return f"{value:.{places}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share 0..1 as per cent."""
+    return NOT_MEASURED if share is None else f"{100 * share:.0f} %"
+
+
+def interval(days: float | None) -> str:
+    """The time between the scans: "203 days (6.7 months)"."""
+    if days is None:
+        return "time between the scans not told"
+    whole = f"{abs(days):.0f} days" if abs(days) >= 2 else f"{24 * abs(days):.0f} hours"
+    if abs(days) >= 2 * DAYS_A_YEAR:
+        whole += f" ({abs(days) / DAYS_A_YEAR:.1f} years)"
+    elif abs(days) >= 2 * DAYS_A_MONTH:
+        whole += f" ({abs(days) / DAYS_A_MONTH:.1f} months)"
+    return whole if days >= 0 else f"{whole}, the prior being the later one"
+
+
+def day(acquired: str | None) -> str:
+    """Date and minute of an ISO time."""
+    return acquired[:16].replace("T", " ") if acquired else "date not told"
+
+
+def shape(scan: Mapping[str, Any]) -> str:
+    """Voxels and spacing as readers write them: in plane first, slices last."""
+    if not scan["shape_kji"] or not scan["spacing_kji_mm"]:
+        return UNKNOWN
+    k, j, i = scan["shape_kji"]
+    k_mm, j_mm, i_mm = scan["spacing_kji_mm"]
+    if k == 1:
+        return f"{i} × {j} pixels of {i_mm:g} × {j_mm:g} mm"
+    return f"{i} × {j} × {k} voxels of {i_mm:g} × {j_mm:g} × {k_mm:g} mm"

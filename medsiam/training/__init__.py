@@ -1,0 +1,1 @@
+"""Networks learn here; the shipped package only runs them."""
