@@ -25,9 +25,13 @@ class FindingSettings:
 
     threshold        evidence from which a voxel belongs to a finding
     seed             evidence that at least one of its voxels must reach
-    least_contrast   mean contrast, in units of the typical tissue value: scanners
-                     repeat signal no better than this
+    least_contrast   mean contrast, in units of the typical tissue value (CT: of 100 HU);
+                     flow in vessels alone changes signal by nearly as much
+    rim_mm           the most certain voxel must lie this far inside the region,
+                     whose border is known to one voxel of the network that finds it
     least_mm3        smallest volume of change
+    least_share      smallest change of a structure's volume, as a share of its larger
+                     state: within one scanner volumes repeat to about 15 %
     significance     false discovery rate; in a scan without change, the chance of any finding
     scales_mm        sizes of the matched filters over which the p-value is taken
     reach_mm         how far a lesion may go beyond its change when it is measured
@@ -36,8 +40,10 @@ class FindingSettings:
 
     threshold: float = 1.0
     seed: float = 2.0
-    least_contrast: float = 0.06
+    least_contrast: float = 0.15
+    rim_mm: float = 3.0
     least_mm3: float = 12.0
+    least_share: float = 0.15
     significance: float = 0.05
     scales_mm: tuple[float, ...] = (0.0, 2.0, 4.0)
     reach_mm: float = 6.0
@@ -50,13 +56,25 @@ class FoundChange:
 
     labels   (K, J, I) int32, n = findings[n-1]
     signs    +1 appearing or -1 resolving, one a finding
-    p_value  that noise alone makes the strongest place of the scan
+    p_value  that noise alone makes the strongest place of the scan that qualifies in
+             contrast, size and share; 1 where none does
     """
 
     findings: tuple[Finding, ...]
     labels: NDArray[np.int32]
     signs: tuple[int, ...]
     p_value: float
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A connected place on its way to a finding; volumes in ml."""
+
+    label: int
+    sign: int
+    p_value: float
+    before_ml: float
+    after_ml: float
 
 
 # Robust deviations per smoothing scale are taken with at least this noise.
@@ -69,24 +87,28 @@ def find_changes(pair: Pair, difference: DifferenceMap, settings: FindingSetting
     """All places that changed beyond the noise, the most certain first."""
     surprise = _surprise(pair, difference, settings)
     labels, signs = _components(pair, difference, settings)
-    kept: list[tuple[float, int]] = []
+    depth_mm = ndimage.distance_transform_edt(pair.tissue) * float(pair.grid.spacing_mm[-1])
+    candidates: list[_Candidate] = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         place = labels[box] == label
         p_value = float(surprise[box][place].min())
         contrast = float(np.abs(difference.contrast[box][place]).mean())
-        if p_value <= settings.significance and contrast >= settings.least_contrast:
-            kept.append((p_value, label))
-    kept.sort()
-    ordered = np.zeros(labels.max() + 1, dtype=np.int32)
-    ordered[[label for _, label in kept]] = np.arange(1, len(kept) + 1)
-    relabelled = ordered[labels]
-    directions = tuple(signs[label - 1] for _, label in kept)
+        strongest = int(np.abs(difference.evidence[box][place]).argmax())
+        is_inside = depth_mm[box][place][strongest] >= settings.rim_mm
+        if contrast >= settings.least_contrast and is_inside:
+            volumes = _measured(label, signs[label - 1], labels, pair, settings)
+            if abs(volumes[1] - volumes[0]) >= settings.least_share * max(volumes):
+                candidates.append(_Candidate(label, signs[label - 1], p_value, *volumes))
+    p_whole = min((candidate.p_value for candidate in candidates), default=1.0)
+    candidates = [candidate for candidate in candidates if candidate.p_value <= settings.significance]
+    candidates.sort(key=lambda candidate: (candidate.p_value, candidate.label))
+    renumbered = np.zeros(labels.max() + 1, dtype=np.int32)
+    renumbered[[candidate.label for candidate in candidates]] = np.arange(1, len(candidates) + 1)
+    ordered = renumbered[labels]
     findings = tuple(
-        _finding(n, p_value, sign, relabelled, pair, difference, settings)
-        for n, ((p_value, _), sign) in enumerate(zip(kept, directions, strict=True), start=1)
+        _finding(n, candidate, ordered, pair, settings) for n, candidate in enumerate(candidates, start=1)
     )
-    p_whole = float(surprise[pair.tissue].min()) if pair.tissue.any() else 1.0
-    return FoundChange(findings, relabelled, directions, p_whole)
+    return FoundChange(findings, ordered, tuple(candidate.sign for candidate in candidates), p_whole)
 
 
 def _surprise(pair: Pair, difference: DifferenceMap, settings: FindingSettings) -> NDArray[np.float64]:
@@ -167,30 +189,32 @@ def _components(
 
 
 def _finding(
-    n: int,
-    p_value: float,
-    sign: int,
-    labels: NDArray[np.int32],
-    pair: Pair,
-    difference: DifferenceMap,
-    settings: FindingSettings,
+    n: int, candidate: _Candidate, labels: NDArray[np.int32], pair: Pair, settings: FindingSettings
 ) -> Finding:
-    place = np.argwhere(labels == n)
-    half_mm = pair.grid.world(place.mean(axis=0)[None])
+    half_mm = pair.grid.world(np.argwhere(labels == n).mean(axis=0)[None])
     centre = transform(pair.current_from_half, half_mm)[0]
-    before_ml, after_ml = _volumes_ml(n, labels, pair, difference, settings)
-    # The change itself is the least that the two volumes must differ by.
-    kind = _kind(sign, before_ml, after_ml, settings)
     return Finding(
         label=n,
         tracking_uid=_tracking_uid(pair, centre),
-        kind=kind,
+        kind=_kind(candidate.sign, candidate.before_ml, candidate.after_ml, settings),
         centre_lps_mm=(float(centre[0]), float(centre[1]), float(centre[2])),
-        volume_prior_ml=before_ml,
-        volume_current_ml=after_ml,
-        delta_ml=after_ml - before_ml,
-        p_value=p_value,
+        volume_prior_ml=candidate.before_ml,
+        volume_current_ml=candidate.after_ml,
+        delta_ml=candidate.after_ml - candidate.before_ml,
+        p_value=candidate.p_value,
     )
+
+
+def _measured(
+    n: int, sign: int, labels: NDArray[np.int32], pair: Pair, settings: FindingSettings
+) -> tuple[float, float]:
+    """Volumes in ml in prior and current whose difference has the finding's sign, or equal ones."""
+    before_ml, after_ml = _volumes_ml(n, labels, pair, settings)
+    if (after_ml - before_ml) * sign <= 0.0:
+        # A structure may change both ways, and its sum tell the opposite of this
+        # place; then only the place itself is measured.
+        before_ml, after_ml = _volumes_ml(n, labels, pair, settings, within_finding=True)
+    return (before_ml, after_ml) if (after_ml - before_ml) * sign > 0.0 else (before_ml, before_ml)
 
 
 def _kind(sign: int, before_ml: float, after_ml: float, settings: FindingSettings) -> Kind:
@@ -205,8 +229,9 @@ def _volumes_ml(
     n: int,
     labels: NDArray[np.int32],
     pair: Pair,
-    difference: DifferenceMap,
     settings: FindingSettings,
+    *,
+    within_finding: bool = False,
 ) -> tuple[float, float]:
     """The lesion's volume in ml in both scans, by one rule.
 
@@ -231,7 +256,7 @@ def _volumes_ml(
     reach = (np.maximum(*filled) > 0.5) & (distance <= settings.reach_mm) & pair.tissue[box]
     parts, _ = ndimage.label(reach | place)
     lesion = np.isin(parts, np.unique(parts[place]))
-    lesion &= (labels[box] == 0) | place
+    lesion = place if within_finding else lesion & ((labels[box] == 0) | place)
     voxel_ml = pair.grid.voxel_ml
     return float(filled[0][lesion].sum()) * voxel_ml, float(filled[1][lesion].sum()) * voxel_ml
 

@@ -15,6 +15,17 @@ from medsiam.volume import Matrix, Volume
 
 # The score's magnitude is one half at this much change.
 HALF_SCORE_ML = 1.0
+# Regions in which more than change moves things about, and what to say of it.
+NOT_JUDGED = {
+    "field": (
+        "differences between radiographs are shown but not judged: "
+        "position and breathing are not yet told from change"
+    ),
+    "body": (
+        "differences outside the head are shown but not judged: organs move against each other, "
+        "and one rigid or affine motion for the whole body cannot tell that from change"
+    ),
+}
 APPEARING: tuple[str, ...] = ("new", "enlarged")
 
 
@@ -24,11 +35,8 @@ def decide(findings: tuple[Finding, ...], registration: Registration, region: st
         return "indeterminate", "the two scans could not be registered: " + "; ".join(registration.reasons)
     if registration.quality == "doubtful":
         return "indeterminate", "the registration is doubtful: " + "; ".join(registration.reasons)
-    if region == "field" and findings:
-        return "indeterminate", (
-            "differences between radiographs are shown but not judged: "
-            "position and breathing are not yet told from change"
-        )
+    if findings and region in NOT_JUDGED:
+        return "indeterminate", NOT_JUDGED[region]
     grown = any(finding.kind in APPEARING for finding in findings)
     gone = any(finding.kind not in APPEARING for finding in findings)
     if grown and gone:

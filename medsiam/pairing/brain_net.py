@@ -41,6 +41,7 @@ CONTENT_MARGIN = 2
 # Sizes of the network's input: three halvings, and no axis that vanishes in them.
 MULTIPLE = 8
 SMALLEST = 32
+LARGEST = 96
 
 # Brain of CT differs by 20 HU in a range of 4000; bone and air may saturate.
 CT_WINDOW_HU = (-100.0, 200.0)
@@ -74,33 +75,49 @@ class BrainTissue:
 
 @dataclass(frozen=True)
 class GateSettings:
-    """What a brain may look like before it is refused.
+    """What a found brain may look like before it is refused.
 
-    volume_ml       a part of a brain to a whole large one
-    one_piece       least share of the found voxels that hang together
-    confidence      least mean probability of brain within it
-    white_share     cerebral white matter within grey and white, least and most
-    extent_mm       longest and shortest main axis, most and least
-    solidity        least share of its smoothed outline that is filled
+    The limits lie between what real heads and what lungs, boxes, balls and noise gave;
+    docs/model-card-brain.md has the figures of both.
+
+    volume_ml   a part of a brain, and a whole large one
+    one_piece   least share of what was found that hangs together
+    confidence  least mean probability of brain within the mask
+    decision    least mean probability of the likeliest class within the mask
+    fringe      most voxels of probability 0.2 to 0.8, in units of the mask
+    white       least and most share of white matter in the cerebrum
     """
 
-    volume_ml: tuple[float, float] = (200.0, 2300.0)
-    one_piece: float = 0.8
-    confidence: float = 0.8
-    white_share: tuple[float, float] = (0.1, 0.8)
+    volume_ml: tuple[float, float] = (150.0, 2400.0)
+    one_piece: float = 0.9
+    confidence: float = 0.84
+    decision: float = 0.44
+    fringe: float = 0.62
+    white: tuple[float, float] = (0.15, 0.75)
+
+
+@dataclass(frozen=True)
+class _Signs:
+    """The figures that the gate looks at, named as in GateSettings."""
+
+    volume_ml: float
+    one_piece: float
+    confidence: float
+    decision: float
+    fringe: float
+    white: float
 
 
 def segment_brain(volume: Volume, gate: GateSettings | None = None) -> BrainTissue:
     """Where the brain is in a head scan; not plausible where there seems to be none.
 
-    Any contrast, orientation and slice thickness. The same scan gives the same answer.
+    Any contrast, position and slice thickness. The same scan gives the same answer.
     Raises WeightsRefused where the shipped weights are damaged.
     """
     image, grid = prepared(volume)
-    with torch.inference_mode():
-        raw = load_brain_net()(image[None, None])[0].softmax(0).numpy()
-    probability = _tidied(raw)
-    reason = _doubt(raw, probability, grid, gate or GateSettings())
+    found = _classified(image)
+    probability = _tidied(found)
+    reason = _doubt(_signs(found, probability, grid), gate or GateSettings())
     probability.flags.writeable = False
     return BrainTissue(probability, grid, not reason, reason)
 
@@ -168,6 +185,15 @@ def _padded(grid: Grid) -> Grid:
     return Grid((int(shape[0]), int(shape[1]), int(shape[2])), matrix)
 
 
+def _classified(image: torch.Tensor) -> NDArray[np.float32]:
+    """Class probabilities (5, K, J, I), the mean of the image's and of its mirror image's."""
+    net = load_brain_net()
+    with torch.inference_mode():
+        own = net(image[None, None]).softmax(1)
+        mirrored = net(image.flip(2)[None, None]).softmax(1).flip(4)
+    return np.asarray(((own + mirrored) / 2.0)[0].numpy())
+
+
 def _tidied(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     """The probabilities with one piece of brain and no holes in it; its soft edge is kept."""
     piece = _largest(probability[0] < 0.5)
@@ -190,25 +216,37 @@ def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(pieces == sizes.argmax())
 
 
-def _doubt(raw: NDArray[np.float32], probability: NDArray[np.float32], grid: Grid, gate: GateSettings) -> str:
+def _signs(found: NDArray[np.float32], tidy: NDArray[np.float32], grid: Grid) -> _Signs:
+    """What the gate looks at, of the classes as found and as tidied."""
+    mask = tidy[0] < 0.5
+    size = max(int(mask.sum()), 1)
+    unsure = (found[0] > 0.2) & (found[0] < 0.8)
+    grey, white = (float(tidy[n][mask].sum()) for n in (2, 3))
+    return _Signs(
+        volume_ml=float(mask.sum()) * grid.voxel_ml,
+        one_piece=float((mask & (found[0] < 0.5)).sum() / max(int((found[0] < 0.5).sum()), 1)),
+        confidence=float((1.0 - tidy[0])[mask].sum() / size),
+        decision=float(tidy.max(axis=0)[mask].sum() / size),
+        fringe=float(unsure.sum() / size),
+        white=white / max(grey + white, 1e-6),
+    )
+
+
+def _doubt(signs: _Signs, gate: GateSettings) -> str:
     """Why this is no head scan with a brain, or an empty text."""
-    found = raw[0] < 0.5
-    brain = probability[1:].sum(axis=0)
-    mask = brain > 0.5
-    volume_ml = float(mask.sum()) * grid.voxel_ml
     low, high = gate.volume_ml
-    if not low <= volume_ml <= high:
-        return f"{volume_ml:.0f} ml look like brain; {low:.0f} to {high:.0f} ml are expected"
-    one_piece = float((mask & found).sum() / found.sum())
-    if one_piece < gate.one_piece:
-        return f"what looks like brain is in pieces: {one_piece:.0%} hang together"
-    confidence = float(brain[mask].mean())
-    if confidence < gate.confidence:
-        return f"the network is unsure where the brain is ({confidence:.2f} of 1)"
-    grey, white = (float(probability[n][mask].sum()) for n in (2, 3))
-    share = white / max(grey + white, 1e-6)
-    if not gate.white_share[0] <= share <= gate.white_share[1]:
-        return f"white matter would be {share:.0%} of the cerebrum, which no brain has"
+    if not low <= signs.volume_ml <= high:
+        return f"{signs.volume_ml:.0f} ml look like brain; {low:.0f} to {high:.0f} ml are expected"
+    if signs.one_piece < gate.one_piece:
+        return f"what looks like brain lies in pieces: {signs.one_piece:.0%} hang together"
+    if signs.confidence < gate.confidence:
+        return f"where the brain is stays unsure: probability {signs.confidence:.2f}"
+    if signs.decision < gate.decision:
+        return f"grey and white matter cannot be told apart: probability {signs.decision:.2f}"
+    if signs.fringe > gate.fringe:
+        return f"the brain has no clear border: {signs.fringe:.0%} of its volume is unsure"
+    if not gate.white[0] <= signs.white <= gate.white[1]:
+        return f"white matter would be {signs.white:.0%} of the cerebrum, which no brain has"
     return ""
 
 
@@ -291,7 +329,7 @@ def normalised(image: torch.Tensor) -> torch.Tensor:
     return ((image - low) / max(high - low, 1e-6)).clamp(0.0, 1.0)
 
 
-def content_box(image: torch.Tensor, largest: int = 112) -> tuple[slice, slice, slice]:
+def content_box(image: torch.Tensor, largest: int = LARGEST) -> tuple[slice, slice, slice]:
     """The box (k, j, i) of a normalised image that holds what is not background.
 
     Sizes are divisible by 8, as the network needs, and between SMALLEST and `largest`;
@@ -307,6 +345,12 @@ def content_box(image: torch.Tensor, largest: int = 112) -> tuple[slice, slice, 
         low, high = int((share < 0.001).sum()), int((share < 0.999).sum())
         size = MULTIPLE * math.ceil((high - low + 1 + 2 * CONTENT_MARGIN) / MULTIPLE)
         size = min(max(size, SMALLEST), largest, image.shape[axis])
-        start = min(max(0, (low + high + 1 - size) // 2), image.shape[axis] - size)
+        # Of a scan that goes on down to the chest, the upper end has the head.
+        middle = (
+            high + 1 + CONTENT_MARGIN - size
+            if axis == 0 and high - low >= size
+            else (low + high + 1 - size) // 2
+        )
+        start = min(max(0, middle), image.shape[axis] - size)
         box.append(slice(start, start + size))
     return box[0], box[1], box[2]

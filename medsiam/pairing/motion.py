@@ -9,7 +9,6 @@ from scipy.linalg import expm, logm
 
 from medsiam.volume import Matrix, transform
 
-
 # Denman and Beavers' iteration doubles its digits each step; a head's motion needs six.
 MOST_SQUARE_ROOT_STEPS = 40
 

@@ -231,7 +231,7 @@ def _judged(
         inverse_consistency_mm=drift_mm,
         quality=quality,
         kind=kind,
-        reasons=failures + doubts,
+        reasons=failures or doubts,
     )
 
 

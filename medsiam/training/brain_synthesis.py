@@ -65,6 +65,7 @@ TISSUES: tuple[tuple[str, int, tuple[int, ...]], ...] = (
 NAMES = tuple(name for name, _, _ in TISSUES)
 CLASS_OF = torch.tensor([brain_class for _, brain_class, _ in TISSUES])
 WHITE, CORTEX, LESION = NAMES.index("white"), NAMES.index("cortex"), NAMES.index("lesion")
+FATTY = [NAMES.index(name) for name in ("skin", "marrow", "fat")]
 AIR, STEM, CORD = NAMES.index("air"), NAMES.index("stem"), NAMES.index("cord")
 
 # Mean signals of real contrasts, white matter of T1 near 0.8; CT in a window of
@@ -286,14 +287,17 @@ def _signal_table(settings: SynthesisSettings, random: Random) -> tuple[torch.Te
     else:
         mean = torch.rand(count, generator=random)
         _tie_related(mean, random)
-    outside = CLASS_OF == 0
     if _chance(0.25, random):
         # Fat saturation and diffusion weighting leave little of the scalp.
-        mean = torch.where(outside, mean * (0.1 + 0.5 * torch.rand(1, generator=random)), mean)
+        outside = 0.1 + 0.5 * torch.rand(1, generator=random)
+        mean = torch.where(CLASS_OF == 0, mean * outside, mean)
+    elif _chance(0.4, random):
+        # In spin-echo T1, and near a surface coil, fat is far brighter than brain.
+        mean[FATTY] *= 1.0 + 1.5 * torch.rand(1, generator=random)
     spread = 0.06 * torch.rand(count, generator=random)
     if _chance(0.85, random):
         mean[AIR] = spread[AIR] = 0.0
-    return mean.clamp_(0.0, 1.3), spread
+    return mean.clamp_(min=0.0), spread
 
 
 def _tie_related(mean: torch.Tensor, random: Random) -> None:
