@@ -9,13 +9,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from medsiam import __version__
 from medsiam.change.comparison import Comparison, Provenance, Verdict
 from medsiam.change.difference import measure_difference
 from medsiam.change.findings import FoundChange, find_changes
-from medsiam.change.verdict import decide, figures, on_current_grid, prior_on_current
+from medsiam.change.verdict import (
+    NOT_MEASURED,
+    decide,
+    figures,
+    on_current_grid,
+    prior_on_current,
+    tellable,
+)
 from medsiam.config import CompareSettings, load_settings
 from medsiam.encoding.weights import load_encoder
 from medsiam.errors import InputRefused, ResourceExhausted
@@ -118,6 +126,11 @@ def compare(
     change_map, labels = on_current_grid(pair, difference, found, settings.findings)
     clock.ends("change")
     verdict, reason = decide(found.findings, pair.registration, pair.region)
+    told = tellable(found, pair)
+    if told is None:
+        labels = np.zeros_like(labels)
+    if pair.registration.quality == "failed":
+        change_map = np.zeros_like(change_map)
     encoder_note = _encoder_note(weights)
     all_notes = (
         *notes,
@@ -138,8 +151,8 @@ def compare(
         summary=_summary(verdict, reason, found, comparability),
         comparability=comparability,
         registration=pair.registration,
-        change=figures(found, pair),
-        findings=found.findings,
+        change=NOT_MEASURED if told is None else figures(told, pair),
+        findings=() if told is None else told.findings,
         change_map=change_map,
         labels=labels,
         prior_on_current=shown,

@@ -23,6 +23,10 @@ DATA = Path(os.environ.get("MEDSIAM_DATA", Path(__file__).parents[2] / "shared" 
 MS = DATA / "ms-longitudinal"
 
 
+# Somewhat below what docs/model-card-brain.md reports for the shipped weights.
+LEAST_DICE = {"FLAIR": 0.93, "T1W": 0.87, "T2W": 0.91}
+
+
 def dice(a, b):
     """Overlap 0..1 of two masks."""
     return 2 * (a & b).sum() / (a.sum() + b.sum())
@@ -231,7 +235,7 @@ def test_real_brains_are_found_in_every_contrast(visit, contrast):
         scan_from_mask = flair_to @ scan_from_mask
     tissue = segment_brain(read(folder / f"study{visit}_{contrast}.nii.gz"))
     assert tissue.plausible, tissue.reason
-    assert dice(brain_on(tissue, mask.grid, scan_from_mask), mask.array > 0.5) > 0.9
+    assert dice(brain_on(tissue, mask.grid, scan_from_mask), mask.array > 0.5) > LEAST_DICE[contrast]
 
 
 @pytest.mark.public_data

@@ -12,6 +12,7 @@ from medsiam.compare import compare
 from medsiam.errors import NotComparable
 from medsiam.phantom import Lesion, Scan, flair_acquisition, head_phantom, position
 from medsiam.volume import Volume, transform
+from tests.phantoms import radiograph
 
 SCAN = Scan((4.0, 2.0, 2.0), noise=8.0, bias=0.05)
 OLD = (Lesion((20.0, 26.0, 26.0), (5.0, 6.0, 5.0)),)
@@ -95,6 +96,21 @@ def test_a_failed_registration_gives_no_verdict(before):
     assert result.registration.quality == "failed"
     assert result.verdict == "indeterminate"
     assert "registered" in result.summary
+    assert result.findings == () and not result.labels.any() and not result.change_map.any()
+    assert result.change.score is None
+
+
+def test_radiographs_that_differ_are_shown_but_not_judged():
+    """Position and breathing are not told from change, and a projection has no ml."""
+    film = radiograph((256, 220))
+    spot = film.array.copy()
+    spot[0, 60:80, 40:60] -= 900.0
+    result = compare(film, Volume(spot, film.grid, film.acquisition))
+    assert result.verdict == "indeterminate"
+    assert result.findings == () and result.change.appearing_ml is None
+    assert np.abs(result.change_map[0, 65:75, 45:55]).min() > 0.5
+    same = compare(film, film)
+    assert (same.verdict, same.findings) == ("stable", ())
 
 
 def test_two_modalities_are_refused(before):

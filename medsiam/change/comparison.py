@@ -42,12 +42,12 @@ class Change:
     p_value    chance that noise alone gives as much
     """
 
-    score: float
-    magnitude: float
+    score: float | None
+    magnitude: float | None
     p_value: float | None
     smallest_detectable_ml: float | None
-    appearing_ml: float
-    resolving_ml: float
+    appearing_ml: float | None
+    resolving_ml: float | None
     order_reversal_error: float | None
 
 

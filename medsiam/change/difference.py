@@ -70,7 +70,9 @@ CLIP_DEVIATIONS = 3.0
 # Width, in deviations, of the soft onset of abnormal brightness.
 ONSET_WIDTH = 0.5
 # Tissue probability that counts as pure when tissue values are averaged.
-PURE = 0.9
+PURE = 0.5
+# FLAIR: fluid at most, and grey matter at least, this share of white matter's value.
+DARK_FLUID, BRIGHT_GREY = 0.9, 1.05
 FLUID, GREY, WHITE = 1, 2, 3
 
 
@@ -168,8 +170,9 @@ def _looks_like_flair(field: NDArray[np.float32], pair: Pair) -> bool:
     medians = {}
     for kind in (FLUID, GREY, WHITE):
         share = np.where(pair.tissue, pair.tissue_kinds[kind], 0.0)
-        pure = share >= min(PURE, float(share.max()) * 0.95)
+        pure = share >= PURE
         if pure.sum() < 100:
             return False
         medians[kind] = float(np.median(field[pure]))
-    return medians[FLUID] < 0.95 * medians[WHITE] and medians[GREY] > 1.02 * medians[WHITE]
+    white = medians[WHITE]
+    return medians[FLUID] < DARK_FLUID * white and medians[GREY] > BRIGHT_GREY * white

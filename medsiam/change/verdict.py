@@ -61,6 +61,30 @@ def figures(found: FoundChange, pair: Pair) -> Change:
     )
 
 
+NOT_MEASURED = Change(
+    score=None,
+    magnitude=None,
+    p_value=None,
+    smallest_detectable_ml=None,
+    appearing_ml=None,
+    resolving_ml=None,
+    order_reversal_error=None,
+)
+
+
+def tellable(found: FoundChange, pair: Pair) -> FoundChange | None:
+    """The findings as far as they may be told; None where nothing was measured.
+
+    Scans that do not lie on each other have no difference, and a radiograph has no
+    volumes: there, only the map is shown.
+    """
+    if pair.registration.quality == "failed":
+        return None
+    if pair.region == "field" and found.findings:
+        return None
+    return found
+
+
 def on_current_grid(
     pair: Pair, difference: DifferenceMap, found: FoundChange, settings: FindingSettings
 ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:

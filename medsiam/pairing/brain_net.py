@@ -83,17 +83,17 @@ class GateSettings:
     volume_ml   a part of a brain, and a whole large one
     one_piece   least share of what was found that hangs together
     confidence  least mean probability of brain within the mask
-    decision    least mean probability of the likeliest class within the mask
     fringe      most voxels of probability 0.2 to 0.8, in units of the mask
-    white       least and most share of white matter in the cerebrum
+    grey        least share of the mask that is grey matter more than anything else
+    fluid       likewise of fluid: a ball has none
     """
 
     volume_ml: tuple[float, float] = (150.0, 2400.0)
     one_piece: float = 0.9
-    confidence: float = 0.84
-    decision: float = 0.44
+    confidence: float = 0.82
     fringe: float = 0.62
-    white: tuple[float, float] = (0.15, 0.75)
+    grey: float = 0.22
+    fluid: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class _Signs:
     volume_ml: float
     one_piece: float
     confidence: float
-    decision: float
     fringe: float
-    white: float
+    grey: float
+    fluid: float
 
 
 def segment_brain(volume: Volume, gate: GateSettings | None = None) -> BrainTissue:
@@ -218,17 +218,17 @@ def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _signs(found: NDArray[np.float32], tidy: NDArray[np.float32], grid: Grid) -> _Signs:
     """What the gate looks at, of the classes as found and as tidied."""
-    mask = tidy[0] < 0.5
+    mask, claimed = tidy[0] < 0.5, found[0] < 0.5
     size = max(int(mask.sum()), 1)
     unsure = (found[0] > 0.2) & (found[0] < 0.8)
-    grey, white = (float(tidy[n][mask].sum()) for n in (2, 3))
+    likeliest = tidy.argmax(axis=0)[mask]
     return _Signs(
         volume_ml=float(mask.sum()) * grid.voxel_ml,
-        one_piece=float((mask & (found[0] < 0.5)).sum() / max(int((found[0] < 0.5).sum()), 1)),
+        one_piece=float((mask & claimed).sum() / max(int(claimed.sum()), 1)),
         confidence=float((1.0 - tidy[0])[mask].sum() / size),
-        decision=float(tidy.max(axis=0)[mask].sum() / size),
         fringe=float(unsure.sum() / size),
-        white=white / max(grey + white, 1e-6),
+        grey=float((likeliest == 2).sum() / size),
+        fluid=float((likeliest == 1).sum() / size),
     )
 
 
@@ -240,13 +240,13 @@ def _doubt(signs: _Signs, gate: GateSettings) -> str:
     if signs.one_piece < gate.one_piece:
         return f"what looks like brain lies in pieces: {signs.one_piece:.0%} hang together"
     if signs.confidence < gate.confidence:
-        return f"where the brain is stays unsure: probability {signs.confidence:.2f}"
-    if signs.decision < gate.decision:
-        return f"grey and white matter cannot be told apart: probability {signs.decision:.2f}"
+        return f"where the brain is stays unsure: mean probability {signs.confidence:.2f}"
     if signs.fringe > gate.fringe:
-        return f"the brain has no clear border: {signs.fringe:.0%} of its volume is unsure"
-    if not gate.white[0] <= signs.white <= gate.white[1]:
-        return f"white matter would be {signs.white:.0%} of the cerebrum, which no brain has"
+        return f"the brain has no clear border: unsure voxels are {signs.fringe:.0%} of it"
+    if signs.grey < gate.grey:
+        return f"{signs.grey:.0%} of the brain would be grey matter; at least {gate.grey:.0%} are expected"
+    if signs.fluid < gate.fluid:
+        return "no fluid is seen in or around the brain"
     return ""
 
 

@@ -134,6 +134,8 @@ def export(progress: Progress, settings: BrainTraining, dice: dict[str, float], 
     }
     fresh = weights.with_suffix(".new")
     save_file(tensors, fresh, metadata=about)
+    # safetensors writes for the owner only; the package is read by others.
+    fresh.chmod(0o644)
     digest = hashlib.sha256(fresh.read_bytes()).hexdigest()
     stamp = weights.with_suffix(".sha256.new")
     stamp.write_text(f"{digest}  {weights.name}\n", encoding="ascii")
