@@ -151,7 +151,7 @@ def compare(
         summary=_summary(verdict, reason, found, comparability),
         comparability=comparability,
         registration=pair.registration,
-        change=NOT_MEASURED if told is None else figures(told, pair),
+        change=NOT_MEASURED if told is None else figures(told),
         findings=() if told is None else told.findings,
         change_map=change_map,
         labels=labels,

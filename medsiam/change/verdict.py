@@ -44,11 +44,11 @@ def decide(findings: tuple[Finding, ...], registration: Registration, region: st
     return ("progressed" if grown else "improved" if gone else "stable"), ""
 
 
-def figures(found: FoundChange, pair: Pair) -> Change:
-    """The whole scan's change: volumes of change, a score that saturates, and its p-value."""
-    sizes = np.bincount(found.labels.ravel(), minlength=len(found.signs) + 1)[1:] * pair.grid.voxel_ml
-    appearing = float(sum(size for size, sign in zip(sizes, found.signs, strict=True) if sign > 0))
-    resolving = float(sum(size for size, sign in zip(sizes, found.signs, strict=True) if sign < 0))
+def figures(found: FoundChange) -> Change:
+    """The whole scan's change: what its findings grew and shrank by, a score that saturates, a p-value."""
+    deltas = [finding.delta_ml for finding in found.findings]
+    appearing = float(sum(delta for delta in deltas if delta > 0.0))
+    resolving = float(-sum(delta for delta in deltas if delta < 0.0))
     total = appearing + resolving
     return Change(
         score=(appearing - resolving) / (total + HALF_SCORE_ML),
