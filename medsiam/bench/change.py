@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from medsiam.bench.ms_pairs import MsPair, data_folder, ms_pairs
 from medsiam.bench.scores import Score, Scores
+from medsiam.change.comparison import Comparison
 from medsiam.compare import compare
 from medsiam.pairing.motion import about, translation
 from medsiam.pairing.sampling import sample
@@ -34,16 +35,16 @@ def measure(data: Path | None, seed: int) -> Scores:
     rows += _same_day_rows(data_folder(data), seed)
     for pair in ms_pairs(data):
         rows += _self_rows(pair, seed)
-    return Scores("change", f"{data_folder(data).name}: ms-longitudinal, mr-same-day", seed, tuple(rows))
+    return Scores("change", "ms-longitudinal, mr-same-day", seed, tuple(rows))
 
 
 def _ms_rows(pair: MsPair, seed: int) -> Iterator[Score]:
     comparison = compare(pair.prior, pair.current, seed=seed)
-    found = _on_common(comparison.labels > 0, pair) > 0.5
+    found = found_on_common(comparison, pair)
     strength = _on_common(np.abs(comparison.change_map), pair)
     inside, truth = pair.brain, pair.change & pair.brain
     reference, target = DICE.get(pair.name, ("", ""))
-    yield Score(f"{pair.name}: Dice of findings", dice(found & inside, truth), reference, target)
+    yield Score(f"{pair.name}: Dice of findings", dice_of(comparison, pair), reference, target)
     yield Score(
         f"{pair.name}: average precision of the map",
         average_precision(strength[inside], truth[inside]),
@@ -51,8 +52,17 @@ def _ms_rows(pair: MsPair, seed: int) -> Iterator[Score]:
     )
     met, lesions = lesions_met(truth, found, pair.common.voxel_ml * 1000.0)
     yield Score(f"{pair.name}: lesions over 30 mm3 met, of {lesions}", met)
-    without = _without_truth(found & inside, truth)
-    yield Score(f"{pair.name}: found places without truth", without)
+    yield Score(f"{pair.name}: found places without truth", _without_truth(found & inside, truth))
+
+
+def found_on_common(comparison: Comparison, pair: MsPair) -> NDArray[np.bool_]:
+    """Where findings lie, bool (K, J, I) on the pair's common grid."""
+    return _on_common(comparison.labels > 0, pair) > 0.5
+
+
+def dice_of(comparison: Comparison, pair: MsPair) -> float:
+    """Voxel Dice of all findings to the experts' mask, inside the brain."""
+    return dice(found_on_common(comparison, pair) & pair.brain, pair.change & pair.brain)
 
 
 def _same_day_rows(data: Path, seed: int) -> Iterator[Score]:

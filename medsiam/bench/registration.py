@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medsiam.bench.ms_pairs import data_folder, ms_pairs
+from medsiam.bench.ms_pairs import ms_pairs
 from medsiam.bench.scores import Score, Scores
 from medsiam.compare import compare
 from medsiam.pairing.motion import mean_distance_mm
@@ -30,4 +30,4 @@ def measure(data: Path | None, seed: int) -> Scores:
         rows.append(
             Score(f"{pair.name}: distance between two runs (mm)", found.inverse_consistency_mm, "", "<= 1")
         )
-    return Scores("registration", f"{data_folder(data).name}/ms-longitudinal FLAIR", seed, tuple(rows))
+    return Scores("registration", "ms-longitudinal FLAIR", seed, tuple(rows))

@@ -40,7 +40,7 @@ class RegistrationSettings:
 
     levels_mm: tuple[float, ...] = (8.0, 4.0, 2.0)
     iterations: tuple[int, ...] = (20, 15, 10)
-    affine_gain: float = 0.04
+    affine_gain: float = 0.06
     convincing_likeness: float = 0.65
     least_likeness: float = 0.15
     doubtful_likeness: float = 0.22

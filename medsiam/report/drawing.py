@@ -186,7 +186,7 @@ def bar_length_mm(width_mm: float) -> int:
     return fitting[-1] if fitting else BAR_LENGTHS_MM[0]
 
 
-def write_scale(image: Image.Image, px_per_mm: float, *, size: int = 13) -> None:
+def write_scale(image: Image.Image, px_per_mm: float, *, unit: str = "mm", size: int = 13) -> None:
     """Draws a scale bar with its length at the lower left."""
     length_mm = bar_length_mm(image.width / px_per_mm)
     ink: Any = PAPER if image.mode == "RGB" else 235
@@ -195,7 +195,7 @@ def write_scale(image: Image.Image, px_per_mm: float, *, size: int = 13) -> None
     draw = ImageDraw.Draw(image)
     draw.line((left - 1, y, right + 1, y), fill=0, width=5)
     draw.line((left, y, right, y), fill=ink, width=2)
-    write(image, (left, y - 6), f"{length_mm} mm", size=size, anchor="lb")
+    write(image, (left, y - 6), f"{length_mm} {unit}", size=size, anchor="lb")
 
 
 def mark_box(image: Image.Image, box: tuple[float, float, float, float]) -> None:

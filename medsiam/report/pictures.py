@@ -58,6 +58,12 @@ class Scene:
         """Whether the prior's grey levels had to be fitted to the current's."""
         return self.prior_window != self.current_window
 
+    @property
+    def unit_of_length(self) -> str:
+        """ "mm", or "px" where the size of a pixel is not known and 1 mm stands for it."""
+        known = self.comparison.current.acquisition.protocol.get("pixel_size_known", True)
+        return "mm" if known else "px"
+
     def prior(self, k: int, box: Box) -> NDArray[np.uint8]:
         """Grey values of the prior's slice k in a box, hatched where it did not reach."""
         values = _cut(self.view.slice(self.comparison.prior_on_current, k), box)
@@ -127,7 +133,7 @@ def finding_pictures(scene: Scene, finding: Finding) -> FindingPictures:
     }
     for image in images.values():
         drawing.write_edges(image, scene.view.edges)
-        drawing.write_scale(image, px_per_mm)
+        drawing.write_scale(image, px_per_mm, unit=scene.unit_of_length)
     return FindingPictures(
         place=_place_picture(scene, field, k, f"Place {words}, in the current scan"),
         prior=drawing.as_picture(images["prior"], f"Prior scan around the place {words}"),
@@ -145,7 +151,7 @@ def overview_pictures(scene: Scene) -> tuple[Picture, ...]:
         tile = scene.marked(k, scene.box, size, width=1)
         _name_slice(scene, tile, k)
         if k == chosen[0]:
-            drawing.write_scale(tile, px_per_mm)
+            drawing.write_scale(tile, px_per_mm, unit=scene.unit_of_length)
         tiles.append(drawing.as_picture(tile, f"Current scan with marked change{_in_slice(scene, k)}"))
     return tuple(tiles)
 

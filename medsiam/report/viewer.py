@@ -46,6 +46,7 @@ def _frame(scene: Scene, chosen: list[int], size: tuple[int, int]) -> dict[str, 
     return {
         "width": size[0],
         "height": size[1],
+        "length_unit": scene.unit_of_length,
         "width_mm": round(scene.box.shape[1] * width_mm, 2),
         "height_mm": round(scene.box.shape[0] * height_mm, 2),
         "slices": [{"number": k + 1, "of": scene.view.grid.shape[0]} for k in chosen],

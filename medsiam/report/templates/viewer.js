@@ -90,10 +90,10 @@
       context.moveTo(x, y);
       context.lineTo(x + across, y);
       context.stroke();
-      if (colour === "#000") context.strokeText(`${length} mm`, x, y - 4 * SCALE);
+      if (colour === "#000") context.strokeText(`${length} ${data.length_unit}`, x, y - 4 * SCALE);
     }
     context.fillStyle = "#ebeef2";
-    context.fillText(`${length} mm`, x, y - 4 * SCALE);
+    context.fillText(`${length} ${data.length_unit}`, x, y - 4 * SCALE);
   }
 
   async function paint(canvas, slice) {
