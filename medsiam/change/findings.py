@@ -97,7 +97,8 @@ def find_changes(pair: Pair, difference: DifferenceMap, settings: FindingSetting
         is_inside = depth_mm[box][place][strongest] >= settings.rim_mm
         if contrast >= settings.least_contrast and is_inside:
             volumes = _measured(label, signs[label - 1], labels, pair, settings)
-            if abs(volumes[1] - volumes[0]) >= settings.least_share * max(volumes):
+            least_ml = max(settings.least_share * max(volumes), settings.least_mm3 / 1000.0)
+            if abs(volumes[1] - volumes[0]) >= least_ml:
                 candidates.append(_Candidate(label, signs[label - 1], p_value, *volumes))
     p_whole = min((candidate.p_value for candidate in candidates), default=1.0)
     candidates = [candidate for candidate in candidates if candidate.p_value <= settings.significance]
