@@ -52,7 +52,7 @@ _GROUPED = {
     "echo_time_ms": ("MREchoSequence", "EffectiveEchoTime"),
     "repetition_time_ms": ("MRTimingAndRelatedParametersSequence", "RepetitionTime"),
     "flip_angle_deg": ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
-    "inversion_time_ms": ("MRModifierSequence", "InversionTime"),
+    "inversion_time_ms": ("MRModifierSequence", "InversionTimes"),
     "slice_thickness_mm": ("PixelMeasuresSequence", "SliceThickness"),
     "kvp": ("CTXRayDetailsSequence", "KVP"),
 }
