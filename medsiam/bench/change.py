@@ -44,7 +44,7 @@ def _ms_rows(pair: MsPair, seed: int) -> Iterator[Score]:
     strength = _on_common(np.abs(comparison.change_map), pair)
     inside, truth = pair.brain, pair.change & pair.brain
     reference, target = DICE.get(pair.name, ("", ""))
-    yield Score(f"{pair.name}: Dice of findings", dice_of(comparison, pair), reference, target)
+    yield Score(f"{pair.name}: Dice of findings", dice(found & inside, truth), reference, target)
     yield Score(
         f"{pair.name}: average precision of the map",
         average_precision(strength[inside], truth[inside]),

@@ -87,19 +87,7 @@ def find_changes(pair: Pair, difference: DifferenceMap, settings: FindingSetting
     """All places that changed beyond the noise, the most certain first."""
     surprise = _surprise(pair, difference, settings)
     labels, signs = _components(pair, difference, settings)
-    depth_mm = ndimage.distance_transform_edt(pair.tissue) * float(pair.grid.spacing_mm[-1])
-    candidates: list[_Candidate] = []
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        place = labels[box] == label
-        p_value = float(surprise[box][place].min())
-        contrast = float(np.abs(difference.contrast[box][place]).mean())
-        strongest = int(np.abs(difference.evidence[box][place]).argmax())
-        is_inside = depth_mm[box][place][strongest] >= settings.rim_mm
-        if contrast >= settings.least_contrast and is_inside:
-            volumes = _measured(label, signs[label - 1], labels, pair, settings)
-            least_ml = max(settings.least_share * max(volumes), settings.least_mm3 / 1000.0)
-            if abs(volumes[1] - volumes[0]) >= least_ml:
-                candidates.append(_Candidate(label, signs[label - 1], p_value, *volumes))
+    candidates = _candidates(labels, signs, surprise, pair, difference, settings)
     p_whole = min((candidate.p_value for candidate in candidates), default=1.0)
     candidates = [candidate for candidate in candidates if candidate.p_value <= settings.significance]
     candidates.sort(key=lambda candidate: (candidate.p_value, candidate.label))
@@ -110,6 +98,31 @@ def find_changes(pair: Pair, difference: DifferenceMap, settings: FindingSetting
         _finding(n, candidate, ordered, pair, settings) for n, candidate in enumerate(candidates, start=1)
     )
     return FoundChange(findings, ordered, tuple(candidate.sign for candidate in candidates), p_whole)
+
+
+def _candidates(
+    labels: NDArray[np.int32],
+    signs: list[int],
+    surprise: NDArray[np.float64],
+    pair: Pair,
+    difference: DifferenceMap,
+    settings: FindingSettings,
+) -> list[_Candidate]:
+    """The places that qualify in contrast, depth and change of volume, whatever their p-value."""
+    depth_mm = ndimage.distance_transform_edt(pair.tissue) * float(pair.grid.spacing_mm[-1])
+    out = []
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        place = labels[box] == label
+        contrast = float(np.abs(difference.contrast[box][place]).mean())
+        strongest = int(np.abs(difference.evidence[box][place]).argmax())
+        if contrast < settings.least_contrast or depth_mm[box][place][strongest] < settings.rim_mm:
+            continue
+        volumes = _measured(label, signs[label - 1], labels, pair, settings)
+        least_ml = max(settings.least_share * max(volumes), settings.least_mm3 / 1000.0)
+        if abs(volumes[1] - volumes[0]) >= least_ml:
+            p_value = float(surprise[box][place].min())
+            out.append(_Candidate(label, signs[label - 1], p_value, *volumes))
+    return out
 
 
 def _surprise(pair: Pair, difference: DifferenceMap, settings: FindingSettings) -> NDArray[np.float64]:

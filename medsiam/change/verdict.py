@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from medsiam.change.comparison import Change, Finding, Verdict
 from medsiam.change.difference import DifferenceMap
 from medsiam.change.findings import FindingSettings, FoundChange
-from medsiam.pairing.sampling import sample
+from medsiam.pairing.sampling import coverage, sample
 from medsiam.pairing.values import Pair, Registration
 from medsiam.volume import Matrix, Volume
 
@@ -121,11 +121,6 @@ def prior_on_current(prior: Volume, current: Volume, registration: Registration)
     """The prior on the current's grid (K, J, I) for display; NaN where it does not reach."""
     field = sample(
         torch.tensor(prior.array), prior.grid, current.grid, registration.prior_from_current, outside="border"
-    ).numpy()
-    from_index = prior.grid.index_from_world @ registration.prior_from_current @ current.grid.world_from_index
-    inside = np.ones(current.grid.shape, dtype=bool)
-    for row, size in zip(from_index[:3], prior.grid.shape, strict=True):
-        k, j, i = (row[axis] * np.arange(n) for axis, n in enumerate(current.grid.shape))
-        place = row[3] + k[:, None, None] + j[None, :, None] + i[None, None, :]
-        inside &= (place >= -0.5) & (place <= size - 0.5)
-    return np.where(inside, field, np.nan).astype(np.float32)
+    )
+    inside = coverage(prior.grid, current.grid, registration.prior_from_current, field.device).bool()
+    return torch.where(inside, field, torch.nan).numpy()

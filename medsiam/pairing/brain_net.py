@@ -196,7 +196,7 @@ def _classified(image: torch.Tensor) -> NDArray[np.float32]:
 
 def _tidied(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     """The probabilities with one piece of brain and no holes in it; its soft edge is kept."""
-    piece = _largest(probability[0] < 0.5)
+    piece = largest_piece(probability[0] < 0.5)
     filled = ndimage.binary_fill_holes(piece)
     tidy = probability * ndimage.binary_dilation(piece, iterations=2)
     inside = probability[1:].sum(axis=0)
@@ -207,7 +207,8 @@ def _tidied(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     return tidy.clip(0.0, 1.0).astype(np.float32)
 
 
-def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected piece of a mask; the mask itself where it is empty."""
     pieces, count = ndimage.label(mask)
     if count == 0:
         return mask

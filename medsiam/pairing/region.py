@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsiam.pairing.brain_net import WEIGHTS, segment_brain
+from medsiam.pairing.brain_net import WEIGHTS, largest_piece, segment_brain
 from medsiam.pairing.sampling import sample
 from medsiam.volume import Volume
 
@@ -65,12 +65,9 @@ def _without_bridges(brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
     by one voxel more, so that the brain keeps its rim.
     """
     core = ndimage.binary_erosion(brain, iterations=BRIDGE_VOXELS)
-    parts, count = ndimage.label(core)
-    if count == 0:
+    if not core.any():
         return brain
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return ndimage.binary_dilation(parts == sizes.argmax(), iterations=BRIDGE_VOXELS + 1)
+    return ndimage.binary_dilation(largest_piece(core), iterations=BRIDGE_VOXELS + 1)
 
 
 def brain_weights_sha256() -> str:
@@ -93,13 +90,9 @@ def _body(volume: Volume) -> NDArray[np.float32]:
     array = volume.array
     threshold = BODY_HU if volume.acquisition.modality == "CT" else _otsu(array)
     mask = ndimage.binary_opening(array > threshold, iterations=1)
-    parts, count = ndimage.label(mask)
-    if count == 0:
+    if not mask.any():
         return np.ones(array.shape, dtype=np.float32)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    mask = parts == sizes.argmax()
-    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in largest_piece(mask)])
     return filled.astype(np.float32)
 
 

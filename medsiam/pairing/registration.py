@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from medsiam.pairing.alignment import Level, align, level_of, likeness
 from medsiam.pairing.motion import about, axis_rotations, mean_distance_mm, rotation_degrees, translation
@@ -245,8 +244,3 @@ def pose_sentence(registration: Registration) -> str:
     motion = registration.prior_from_current
     degrees = rotation_degrees(motion)
     return f"{registration.kind} registration, {degrees:.1f} degrees between the two positions"
-
-
-def as_field(array: np.ndarray, device: torch.device) -> Field:
-    """A float32 tensor of an array, on the device."""
-    return torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32), device=device)
