@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,6 +183,41 @@ def demo(
 
 @app.command()
 @answers_with_exit_code
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="Settings, as in configs/train_mr_ct_3d.yaml.")
+    ],
+    out: OutOption,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")] = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse the manifest where one scan cannot be read.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print training.json on standard output.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Trains an encoder on a manifest of scans; run it again to go on where it stopped.
+
+    The manifest is a CSV or JSON table: path, patient, and where known acquired, split,
+    label_map and labels. Several GPUs: torchrun --nproc-per-node 2 -m medsiam train ...
+
+    Example: medsiam train configs/train_mr_ct_3d.yaml --out runs/mr-ct-3d
+    """
+    _check_device(device)
+    from medsiam.training.train import train as train_encoder  # torch, only now
+
+    with _training_bar() as progress:
+        trained = train_encoder(config, out, device=device, strict=strict, progress=progress)
+    if as_json:
+        typer.echo((out / "training.json").read_text(encoding="utf-8"), nl=False)
+        return
+    if trained.skipped:
+        typer.echo(f"skipped: {trained.skipped} scans could not be read (rows in training.json)", err=True)
+    typer.echo(f"{trained.encoder_id}: best of {trained.steps} steps at step {trained.best_step}")
+    typer.echo(f"weights: {trained.weights}")
+
+
+@app.command()
+@answers_with_exit_code
 def bench(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which; without it, all names.")] = None,
     data: Annotated[
@@ -279,6 +314,25 @@ def _progress() -> Callable[[str], None]:
     if not sys.stderr.isatty():
         return lambda step: None
     return lambda step: typer.echo(f"... {step}", err=True)
+
+
+@contextlib.contextmanager
+def _training_bar() -> Iterator[Callable[[int, int, Mapping[str, float]], None] | None]:
+    """A bar with the latest figures where standard error is a terminal, otherwise nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm  # only where it is seen
+
+    with tqdm(unit="step", file=sys.stderr) as bar:
+
+        def tell(step: int, steps: int, figures: Mapping[str, float]) -> None:
+            bar.total = steps
+            bar.n = step
+            bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
+            bar.refresh()
+
+        yield tell
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@
     │   ├── IdentityRefused       not one patient, or not in this order
     │   ├── NotComparable         two scans that no method can set side by side
     │   ├── WeightsRefused        weights of another shape, origin or digest
-    │   └── ConfigRefused         an unknown key or a value out of range
+    │   ├── ConfigRefused         an unknown key or a value out of range
+    │   └── TrainingRefused       a manifest or scans that no network can be trained on
     └── ResourceExhausted         exit 4: memory or disk
 
 A message has three parts: what is wrong, how much or where, and what to do.
@@ -66,6 +67,12 @@ class ConfigRefused(InputRefused):
     """A setting that does not exist or cannot hold."""
 
     code = "config"
+
+
+class TrainingRefused(InputRefused):
+    """The manifest or the scans in it cannot be trained on."""
+
+    code = "training"
 
 
 class ResourceExhausted(MedsiamError):

@@ -232,8 +232,9 @@ def test_the_public_name_is_the_loader():
 
 
 @pytest.mark.parametrize("name", [None, "head-mr"])
-def test_no_weights_ship_and_none_are_made_up(name):
+def test_where_no_weights_ship_none_are_made_up(name, tmp_path, monkeypatch):
     """A random network would answer, and mean nothing."""
+    monkeypatch.setattr(weights_module, "SHIPPED_FOLDER", tmp_path)
     with pytest.raises(WeightsRefused, match=r"no trained weights ship.*--weights FILE"):
         load_encoder(name)
 
@@ -241,11 +242,13 @@ def test_no_weights_ship_and_none_are_made_up(name):
 def test_shipped_weights_are_found_by_name_and_checked(stored, monkeypatch):
     """The way is there for the first that ship; a changed file is refused."""
     sha256 = read_weights(stored).sha256
-    monkeypatch.setattr(weights_module, "SHIPPED", {"small": Shipped(str(stored), sha256, 3)})
+    monkeypatch.setattr(weights_module, "SHIPPED_FOLDER", stored.parent)
+    monkeypatch.setattr(weights_module, "SHIPPED", {"small": Shipped(stored.name, 3)})
+    stored.with_suffix(".sha256").write_text(f"{sha256}  {stored.name}\n")
     assert load_encoder().weights_sha256 == load_encoder("small").weights_sha256 == sha256
     with pytest.raises(WeightsRefused, match="no trained weights ship"):
         load_encoder(spatial_dims=2)
-    monkeypatch.setattr(weights_module, "SHIPPED", {"small": Shipped(str(stored), "0" * 64, 3)})
+    stored.with_suffix(".sha256").write_text("0" * 64)
     with pytest.raises(WeightsRefused, match="expected was 000000000000"):
         load_encoder()
 
@@ -290,7 +293,7 @@ REFUSED = {
     "lacks 1 tensors": lambda tensors, record: tensors.pop(FIRST),
     "has 1 too many": lambda tensors, record: tensors.update(more=torch.zeros(1)),
     r"needs torch.float32 of \(12,\)": lambda tensors, record: tensors.update({FIRST: torch.zeros(13)}),
-    "as torch.float16": lambda tensors, record: tensors.update({FIRST: torch.zeros(12).half()}),
+    "as torch.bfloat16": lambda tensors, record: tensors.update({FIRST: torch.zeros(12).bfloat16()}),
     "not finite": lambda tensors, record: tensors[FIRST].fill_(torch.nan),
     "this version has": lambda tensors, record: record.update(architecture="other/9"),
     "lacks .* tensors": lambda tensors, record: record["settings"].update(channels=[8, 16, 24, 32]),

@@ -28,6 +28,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "change": Benchmark(
         "agreement with experts' change masks, and findings where nothing changed", "medsiam.bench.change"
     ),
+    "encoder": Benchmark(
+        "who is found again, and what neighbours share, by the embedding alone", "medsiam.bench.encoder"
+    ),
 }
 
 

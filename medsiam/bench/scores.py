@@ -13,12 +13,22 @@ class Score:
     subject    what was measured on what: "patient 01, mean distance (mm)"
     reference  the published figure and whose it is, empty where there is none
     target     what we set ourselves, empty where nothing is set
+    interval   ends of the 95 % interval, None where none was made
     """
 
     subject: str
     measured: float
     reference: str = ""
     target: str = ""
+    interval: tuple[float, float] | None = None
+
+    @property
+    def told(self) -> str:
+        """The figure as the table shows it, with its interval where there is one."""
+        figure = _number(self.measured)
+        if self.interval is None:
+            return figure
+        return f"{figure} [{', '.join(_number(end) for end in self.interval)}]"
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Scores:
     def table(self) -> str:
         """Text with one aligned line per score; data and seed above."""
         head = ("", "measured", "reference", "target")
-        lines = [head, *((r.subject, _number(r.measured), r.reference, r.target) for r in self.rows)]
+        lines = [head, *((r.subject, r.told, r.reference, r.target) for r in self.rows)]
         widths = [max(len(line[n]) for line in lines) for n in range(4)]
         body = [_joined(line, widths) for line in lines]
         rule = "-|-".join("-" * width for width in widths)

@@ -102,9 +102,7 @@ def on_current_grid(
     return change.astype(np.float32), np.where(held, nearest, 0).astype(np.uint16)
 
 
-def _nearest(
-    labels: NDArray[np.int32], pair: Pair, half_from_current: Matrix
-) -> NDArray[np.int32]:
+def _nearest(labels: NDArray[np.int32], pair: Pair, half_from_current: Matrix) -> NDArray[np.int32]:
     """Labels at the nearest halfway voxel of each voxel of the current scan."""
     matrix = pair.grid.index_from_world @ half_from_current @ pair.current.grid.world_from_index
     shape = pair.current.grid.shape

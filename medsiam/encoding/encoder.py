@@ -1,7 +1,7 @@
 """One network for both twins: a scan to its embedding and its pyramid of features.
 
     Volume -> prepare -> stem, stride 2 -> stages, stride 2 each -> pyramid
-                                        -> mean and maximum of the deepest -> embedding
+                                        -> means and maximum of the deepest -> embedding
 
 The first layers at full resolution are what a 3D network costs on a CPU, so there
 are none: 4.7 GFLOP for 96 voxels cubed.
@@ -9,6 +9,7 @@ are none: 4.7 GFLOP for 96 voxels cubed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ STRIDE = 2
 
 # Bounds that keep a settings file, or a foreign weight file, from asking for all memory.
 MOST_CHANNELS, MOST_STAGES, LARGEST_EMBEDDING = 512, 6, 4096
+MOST_PARTS, MOST_CELLS = 8, 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class EncoderSettings:
     channels        of the stem and of each stage, multiples of norm_groups
     embedding_size  numbers in an embedding
     norm_groups     groups of channels that are normalised together
+    parts           equal parts of the embedding, each of the same norm: what one part
+                    was taught (who it is) does not compete with another (how it looks)
+    summary_cells   cells along each axis whose means are kept: 1 forgets where, 2 keeps
+                    the halves apart
     preparation     the size and spacing of the input
     """
 
@@ -45,6 +51,8 @@ class EncoderSettings:
     channels: tuple[int, ...] = (24, 48, 96, 192)
     embedding_size: int = 256
     norm_groups: int = 8
+    parts: int = 1
+    summary_cells: int = 2
     preparation: PreparationSettings = field(default_factory=PreparationSettings)
 
     def __post_init__(self) -> None:
@@ -58,6 +66,12 @@ class EncoderSettings:
             raise ValueError(f"channels {self.channels} must be between 1 and {MOST_CHANNELS}")
         if not 2 <= self.embedding_size <= LARGEST_EMBEDDING:
             raise ValueError(f"embedding_size {self.embedding_size} must be from 2 to {LARGEST_EMBEDDING}")
+        if not 1 <= self.parts <= MOST_PARTS or self.embedding_size % self.parts:
+            raise ValueError(
+                f"parts is {self.parts}; it must be from 1 to {MOST_PARTS} and divide {self.embedding_size}"
+            )
+        if not 1 <= self.summary_cells <= MOST_CELLS:
+            raise ValueError(f"summary_cells is {self.summary_cells}; it must be from 1 to {MOST_CELLS}")
 
 
 # A radiograph is one slice: many more pixels cost little, and small signs need them.
@@ -88,17 +102,22 @@ class TwinEncoder(nn.Module):
         self.stem = _block(self.settings, 1, first, strides=STRIDE)
         pairs = zip(self.settings.channels[:-1], deeper, strict=True)
         self.stages = nn.ModuleList(_stage(self.settings, source, target) for source, target in pairs)
-        self.project = nn.Linear(2 * self.settings.channels[-1], self.settings.embedding_size)
+        cells = self.settings.summary_cells**self.settings.spatial_dims
+        self.project = nn.Linear((cells + 1) * self.settings.channels[-1], self.settings.embedding_size)
 
     def forward(self, images: torch.Tensor) -> Encoded:
         """Embeddings and pyramids of a batch."""
         levels = [self.stem(images)]
         for stage in self.stages:
             levels.append(stage(levels[-1]))
-        deepest = levels[-1].flatten(2)
-        # The mean tells the whole, the maximum keeps what is small.
-        summary = torch.cat([deepest.mean(dim=2), deepest.amax(dim=2)], dim=1)
-        return Encoded(functional.normalize(self.project(summary), dim=1), tuple(levels))
+        return Encoded(self._embedding(levels[-1]), tuple(levels))
+
+    def _embedding(self, deepest: torch.Tensor) -> torch.Tensor:
+        # The means tell the whole and its sides, the maximum keeps what is small.
+        means = _cell_means(deepest, self.settings.summary_cells).flatten(1)
+        summary = torch.cat([means, deepest.flatten(2).amax(dim=2)], dim=1)
+        parts = self.project(summary).unflatten(1, (self.settings.parts, -1))
+        return functional.normalize(parts, dim=2).flatten(1) / math.sqrt(self.settings.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,17 +142,35 @@ class Features:
     encoder_id: str
 
 
+@dataclass(frozen=True)
+class SamePatient:
+    """From the distance of two scans to the probability that both are of one patient.
+
+    even_at    distance of the first parts at which one patient and two are as likely
+    steepness  of the logistic curve, per unit of distance
+    """
+
+    even_at: float
+    steepness: float
+
+    def probability(self, distance: float) -> float:
+        """0..1, where beforehand both were as likely."""
+        return 1.0 / (1.0 + math.exp(min(700.0, self.steepness * (distance - self.even_at))))
+
+
 @dataclass(frozen=True, eq=False)
 class Encoder:
     """A network with its weights, ready to encode volumes.
 
     encoder_id      "name@first12" of the weight file's SHA-256
     weights_sha256  "" where the network was never stored
+    same_patient    measured after training; None where it was not
     """
 
     network: TwinEncoder
     encoder_id: str
     weights_sha256: str = ""
+    same_patient: SamePatient | None = None
 
     @property
     def settings(self) -> EncoderSettings:
@@ -165,6 +202,13 @@ class Encoder:
             encoded = self.network(images.to(device))
         return tuple(self._features(encoded, n, each.grid) for n, each in enumerate(prepared))
 
+    def same_patient_probability(self, first: Features, second: Features) -> float | None:
+        """The probability that two scans are of one patient; None where it was never measured."""
+        if self.same_patient is None:
+            return None
+        part = len(first.embedding) // self.settings.parts
+        return self.same_patient.probability(cosine_distance(first.embedding[:part], second.embedding[:part]))
+
     def _check_dimensions(self, volume: Volume) -> None:
         if volume.spatial_dims != self.settings.spatial_dims:
             kinds = {2: "radiographs", 3: "volumes"}
@@ -186,6 +230,12 @@ class Encoder:
         return Features(embedding, tuple(maps), self.encoder_id)
 
 
+def cosine_distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """1 minus the cosine of two embeddings (D,): 0 alike, 1 unrelated, 2 opposite."""
+    product = float(first.astype(np.float64) @ second.astype(np.float64))
+    return 1.0 - product / float(np.linalg.norm(first) * np.linalg.norm(second))
+
+
 def level_grid(grid: Grid, shape: tuple[int, ...], stride: int) -> Grid:
     """Where a level of the pyramid lies: every stride-th voxel of the input, from the first.
 
@@ -193,6 +243,13 @@ def level_grid(grid: Grid, shape: tuple[int, ...], stride: int) -> Grid:
     """
     steps = np.array([1 if size == 1 else stride for size in grid.shape], dtype=np.float64)
     return Grid((shape[0], shape[1], shape[2]), grid.world_from_index @ np.diag([*steps, 1.0]))
+
+
+def _cell_means(values: torch.Tensor, cells: int) -> torch.Tensor:
+    """(B, C, cells…): means over equal cells that overlap where the size is no multiple."""
+    if values.dim() == 4:
+        return functional.adaptive_avg_pool2d(values, cells)
+    return functional.adaptive_avg_pool3d(values, cells)
 
 
 def _stage(settings: EncoderSettings, source: int, target: int) -> nn.Module:

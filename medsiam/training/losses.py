@@ -1,0 +1,123 @@
+"""What the twins are taught: who is who, who is alike, and where two scans differ.
+
+The losses on embeddings and their miners are those of pytorch-metric-learning; the
+two that it lacks are here, with their papers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as functional
+from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import nn
+
+Mining = Literal["all", "semihard", "hard"]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the losses (0 leaves one out) and what shapes them.
+
+    triplet, contrastive, ntxent  on who it is; margins are of the cosine
+    mining                        which triplets and pairs count: all, semihard or hard ones
+    neighbour                     on labels: those with nearer labels lie nearer
+    regression                    on labels: a linear layer reads them from the last part
+    change                        on the dense maps
+    """
+
+    triplet: float = field(default=1.0, metadata={"range": (0.0, 100.0)})
+    contrastive: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
+    ntxent: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
+    neighbour: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
+    regression: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
+    change: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
+    mining: Mining = "semihard"
+    margin: float = field(default=0.2, metadata={"range": (0.0, 2.0)})
+    contrastive_margins: tuple[float, float] = field(default=(0.9, 0.3), metadata={"range": (-1.0, 1.0)})
+    temperature: float = field(default=0.1, metadata={"range": (0.01, 10.0)})
+    neighbour_temperature: float = field(default=0.3, metadata={"range": (0.01, 10.0)})
+
+
+class IdentityLoss(nn.Module):
+    """The weighted sum of the chosen losses on who it is."""
+
+    def __init__(self, settings: LossSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        cosine = CosineSimilarity()
+        near, far = settings.contrastive_margins
+        self.triplet = losses.TripletMarginLoss(margin=settings.margin, distance=cosine)
+        self.contrastive = losses.ContrastiveLoss(pos_margin=near, neg_margin=far, distance=cosine)
+        self.ntxent = losses.NTXentLoss(temperature=settings.temperature, distance=cosine)
+        self.miner = _miner(settings)
+
+    def forward(self, embeddings: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
+        """The loss of embeddings (N, D) of the people (N,)."""
+        mined = self.miner(embeddings, people) if self.miner else None
+        total = embeddings.sum() * 0.0
+        for name in ("triplet", "contrastive"):
+            weight = getattr(self.settings, name)
+            if weight:
+                total = total + weight * getattr(self, name)(embeddings, people, mined)
+        if self.settings.ntxent:
+            # Its softmax weighs the hard ones by itself.
+            total = total + self.settings.ntxent * self.ntxent(embeddings, people)
+        return total
+
+
+def neighbour_loss(embeddings: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Rank-N-Contrast (Zha et al. 2023, NeurIPS): whose label is nearer shall lie nearer.
+
+    embeddings  (N, D), unit norm
+    labels      (N, L), nan where unknown; every label is ranked by itself
+    """
+    similarity = embeddings @ embeddings.T / temperature
+    parts = []
+    for column in labels.T:
+        known = column.isfinite()
+        if int(known.sum()) > 2:
+            parts.append(_ranked(similarity[known][:, known], column[known]))
+    return torch.stack(parts).mean() if parts else embeddings.sum() * 0.0
+
+
+def regression_loss(told: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The smooth absolute error of standardised labels (N, L), over those that are known."""
+    known = labels.isfinite()
+    if not bool(known.any()):
+        return told.sum() * 0.0
+    return functional.smooth_l1_loss(told[known], labels[known])
+
+
+def change_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy and soft Dice of a map's logits (B, 1, …) against the truth 0..1."""
+    truth = truth.float()
+    logits = logits.float()
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth)
+    guess = logits.sigmoid()
+    # Over the batch: a pair without change has no Dice of its own.
+    dice = (2 * (guess * truth).sum() + 1.0) / ((guess**2).sum() + (truth**2).sum() + 1.0)
+    return entropy + 1.0 - dice
+
+
+def _ranked(similarity: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    count = len(label)
+    distance = (label[:, None] - label).abs()
+    other = ~torch.eye(count, dtype=torch.bool, device=label.device)
+    # For anchor i and positive j: everyone k who is at least as far as j.
+    farther = (distance[:, None, :] >= distance[:, :, None]) & other[:, None, :]
+    spread = similarity[:, None, :].masked_fill(~farther, -torch.inf).logsumexp(dim=2)
+    return (spread - similarity)[other].mean()
+
+
+def _miner(settings: LossSettings) -> nn.Module | None:
+    if settings.mining == "hard":
+        return miners.BatchHardMiner(distance=CosineSimilarity())
+    if settings.mining == "semihard":
+        return miners.TripletMarginMiner(
+            margin=settings.margin, distance=CosineSimilarity(), type_of_triplets="semihard"
+        )
+    return None
