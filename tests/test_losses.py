@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from medsiam.training.losses import IdentityLoss, LossSettings, change_loss, neighbour_loss
+from medsiam.training.losses import IdentityLoss, LossSettings, change_loss, neighbour_loss, regression_loss
 
 PEOPLE = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -34,20 +34,29 @@ def test_no_weight_is_no_loss():
     assert IdentityLoss(LossSettings(triplet=0.0))(MIXED, PEOPLE) == 0.0
 
 
-def test_neighbours_in_the_order_of_their_labels_cost_less():
-    """The loss on labels ranks, so any order but the labels' own costs more."""
-    ages = torch.tensor([[20.0], [35.0], [50.0], [80.0]])
-    ordered, shuffled = around([0.0, 30.0, 60.0, 120.0]), around([60.0, 0.0, 120.0, 30.0])
-    assert neighbour_loss(ordered, ages, 0.3) < neighbour_loss(shuffled, ages, 0.3) - 0.1
+def test_neighbours_at_the_cosine_of_their_labels_cost_nothing():
+    """A score of 2.5 is a right angle; any other order costs more."""
+    scores = torch.tensor([[-2.5], [0.0], [1.25], [2.5]])
+    right, shuffled = around([-90.0, 0.0, 45.0, 90.0]), around([45.0, -90.0, 90.0, 0.0])
+    assert float(neighbour_loss(right, scores)) == pytest.approx(0.0, abs=1e-6)
+    assert neighbour_loss(shuffled, scores) > 0.1
 
 
 def test_unknown_labels_are_left_out():
     """Someone of unknown age neither helps nor hurts."""
-    known = torch.tensor([[20.0], [35.0], [50.0]])
+    known = torch.tensor([[-1.0], [0.0], [1.0]])
     with_unknown = torch.cat([known, torch.tensor([[math.nan]])])
     there = around([0.0, 30.0, 60.0, 10.0])
-    assert neighbour_loss(there, with_unknown, 0.3) == neighbour_loss(there[:3], known, 0.3)
-    assert neighbour_loss(there, torch.full((4, 1), math.nan), 0.3) == 0.0
+    assert neighbour_loss(there, with_unknown) == neighbour_loss(there[:3], known)
+    assert neighbour_loss(there, torch.full((4, 1), math.nan)) == 0.0
+
+
+def test_labels_are_read_as_standard_scores():
+    """Reading them right costs nothing, unknown ones cost nothing either."""
+    labels = torch.tensor([[0.5, math.nan], [-0.5, 1.0]])
+    assert regression_loss(torch.tensor([[0.5, 9.0], [-0.5, 1.0]]), labels) == 0.0
+    assert regression_loss(torch.zeros(2, 2), labels) > 0.1
+    assert regression_loss(torch.zeros(2, 1), torch.full((2, 1), math.nan)) == 0.0
 
 
 def test_a_map_that_tells_the_truth_costs_least():

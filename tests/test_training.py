@@ -40,7 +40,7 @@ RECIPE = {
     "encoder": {
         "channels": [8, 16],
         "embedding_size": 8,
-        "parts": 2,
+        "shares": [0.5, 0.5],
         "preparation": {"size_voxels": 16, "spacing_mm": 12.0},
     },
     "batch": {"people": 3, "views": 2, "protocols": 2, "follow_ups": 1},

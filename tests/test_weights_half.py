@@ -79,7 +79,7 @@ def test_a_number_beyond_half_precision_is_not_stored(tmp_path):
         save_encoder(encoder, tmp_path / "half.safetensors", metadata={}, half=True)
 
 
-@pytest.mark.parametrize("field", ["parts", "summary_cells", "spatial_dims"])
+@pytest.mark.parametrize("field", ["embedding_size", "summary_cells", "spatial_dims"])
 @pytest.mark.parametrize("wrong", ["2", 2.0, True, None])
 def test_a_whole_number_in_a_record_is_a_whole_number(halved, field, wrong):
     """Text and fractions would build another network, or fail late."""

@@ -40,8 +40,8 @@ class EncoderSettings:
     channels        of the stem and of each stage, multiples of norm_groups
     embedding_size  numbers in an embedding
     norm_groups     groups of channels that are normalised together
-    parts           equal parts of the embedding, each of the same norm: what one part
-                    was taught (who it is) does not compete with another (how it looks)
+    shares          the embedding's parts, equally long: what each adds to the cosine. What one
+                    part was taught (who it is) does not compete with another (how it looks)
     summary_cells   cells along each axis whose means are kept: 1 forgets where, 2 keeps
                     the halves apart
     preparation     the size and spacing of the input
@@ -51,7 +51,7 @@ class EncoderSettings:
     channels: tuple[int, ...] = (24, 48, 96, 192)
     embedding_size: int = 256
     norm_groups: int = 8
-    parts: int = 1
+    shares: tuple[float, ...] = (1.0,)
     summary_cells: int = 2
     preparation: PreparationSettings = field(default_factory=PreparationSettings)
 
@@ -68,10 +68,17 @@ class EncoderSettings:
             raise ValueError(f"embedding_size {self.embedding_size} must be from 2 to {LARGEST_EMBEDDING}")
         if not 1 <= self.parts <= MOST_PARTS or self.embedding_size % self.parts:
             raise ValueError(
-                f"parts is {self.parts}; it must be from 1 to {MOST_PARTS} and divide {self.embedding_size}"
+                f"shares has {self.parts} parts; it must have 1 to {MOST_PARTS} that divide {self.embedding_size}"
             )
+        if min(self.shares) <= 0.0 or abs(sum(self.shares) - 1.0) > 1e-6:
+            raise ValueError(f"shares is {self.shares}; they must be above 0 and add up to 1")
         if not 1 <= self.summary_cells <= MOST_CELLS:
             raise ValueError(f"summary_cells is {self.summary_cells}; it must be from 1 to {MOST_CELLS}")
+
+    @property
+    def parts(self) -> int:
+        """How many parts an embedding has."""
+        return len(self.shares)
 
 
 # A radiograph is one slice: many more pixels cost little, and small signs need them.
@@ -116,8 +123,11 @@ class TwinEncoder(nn.Module):
         # The means tell the whole and its sides, the maximum keeps what is small.
         means = _cell_means(deepest, self.settings.summary_cells).flatten(1)
         summary = torch.cat([means, deepest.flatten(2).amax(dim=2)], dim=1)
-        parts = self.project(summary).unflatten(1, (self.settings.parts, -1))
-        return functional.normalize(parts, dim=2).flatten(1) / math.sqrt(self.settings.parts)
+        # Neighbours differ by less than half precision tells apart.
+        with torch.autocast(summary.device.type, enabled=False):
+            parts = self.project(summary.float()).unflatten(1, (self.settings.parts, -1))
+            scale = parts.new_tensor(self.settings.shares).sqrt()[:, None]
+            return (functional.normalize(parts, dim=2) * scale).flatten(1)
 
 
 @dataclass(frozen=True, eq=False)

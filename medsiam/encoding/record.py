@@ -81,15 +81,16 @@ def encoder_from(file: WeightFile, shown: str) -> Encoder:
 def settings_from(told: Mapping[str, Any]) -> EncoderSettings:
     """The settings of a record. Raises ValueError, TypeError or KeyError where they are not plain."""
     size, spacing = told["preparation"]["size_voxels"], told["preparation"]["spacing_mm"]
-    names = ("spatial_dims", "embedding_size", "norm_groups", "parts", "summary_cells")
+    names = ("spatial_dims", "embedding_size", "norm_groups", "summary_cells")
     whole = {name: told[name] for name in names}
     if any(type(number) is not int for number in (*whole.values(), *told["channels"], size)):
         raise TypeError("a setting is no whole number")
-    if type(spacing) not in (int, float):
-        raise TypeError("the spacing is no number")
+    if any(type(number) not in (int, float) for number in (spacing, *told["shares"])):
+        raise TypeError("the spacing or a share is no number")
     return EncoderSettings(
         **whole,
         channels=tuple(told["channels"]),
+        shares=tuple(map(float, told["shares"])),
         preparation=PreparationSettings(size_voxels=size, spacing_mm=float(spacing)),
     )
 

@@ -72,13 +72,12 @@ class BatchLoss(nn.Module):
         Where the embedding has parts, the first is taught who it is, the last who is alike.
         """
         told = {"identity": self.identity(learnt.parts[:, 0], batch.people)}
-        if self.settings.neighbour:
-            temperature = self.settings.neighbour_temperature
-            ranked = neighbour_loss(learnt.parts[:, -1], batch.labels, temperature)
-            told["neighbour"] = self.settings.neighbour * ranked
-        if self.settings.regression:
+        if batch.labels.shape[1]:
             scores = (batch.labels - self.scales[0]) / self.scales[1]
-            told["regression"] = self.settings.regression * regression_loss(learnt.labels.float(), scores)
+            if self.settings.neighbour:
+                told["neighbour"] = self.settings.neighbour * neighbour_loss(learnt.parts[:, -1], scores)
+            if self.settings.regression:
+                told["regression"] = self.settings.regression * regression_loss(learnt.labels.float(), scores)
         if self.settings.change and learnt.logits is not None:
             both = change_loss(learnt.logits.appearing, batch.appearing)
             both = both + change_loss(learnt.logits.resolving, batch.resolving)

@@ -6,6 +6,7 @@ two that it lacks are here, with their papers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,9 @@ import torch.nn.functional as functional
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import nn
+
+# Standard scores beyond this are as good as this: 1 in 80.
+LARGEST_SCORE = 2.5
 
 Mining = Literal["all", "semihard", "hard"]
 
@@ -24,7 +28,7 @@ class LossSettings:
 
     triplet, contrastive, ntxent  on who it is; margins are of the cosine
     mining                        which triplets and pairs count: all, semihard or hard ones
-    neighbour                     on labels: those with nearer labels lie nearer
+    neighbour                     on labels: those with nearer labels lie nearer, at a stated cosine
     regression                    on labels: a linear layer reads them from the last part
     change                        on the dense maps
     """
@@ -39,7 +43,6 @@ class LossSettings:
     margin: float = field(default=0.2, metadata={"range": (0.0, 2.0)})
     contrastive_margins: tuple[float, float] = field(default=(0.9, 0.3), metadata={"range": (-1.0, 1.0)})
     temperature: float = field(default=0.1, metadata={"range": (0.01, 10.0)})
-    neighbour_temperature: float = field(default=0.3, metadata={"range": (0.01, 10.0)})
 
 
 class IdentityLoss(nn.Module):
@@ -69,19 +72,24 @@ class IdentityLoss(nn.Module):
         return total
 
 
-def neighbour_loss(embeddings: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Rank-N-Contrast (Zha et al. 2023, NeurIPS): whose label is nearer shall lie nearer.
+def neighbour_loss(embeddings: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The mean squared error of the cosines (N x N) against those that the labels call for.
+
+    Each standard score is an angle, LARGEST_SCORE a right one; two people of like labels
+    shall have a cosine of 1, of opposite ones -1. After kernel-target alignment
+    (Cristianini et al. 2001, NeurIPS 14).
 
     embeddings  (N, D), unit norm
-    labels      (N, L), nan where unknown; every label is ranked by itself
+    scores      (N, L), standard scores of the labels, nan where unknown
     """
-    similarity = embeddings @ embeddings.T / temperature
-    parts = []
-    for column in labels.T:
-        known = column.isfinite()
-        if int(known.sum()) > 2:
-            parts.append(_ranked(similarity[known][:, known], column[known]))
-    return torch.stack(parts).mean() if parts else embeddings.sum() * 0.0
+    known = scores.isfinite()
+    angles = torch.nan_to_num(scores).clamp(-LARGEST_SCORE, LARGEST_SCORE) * (0.5 * math.pi / LARGEST_SCORE)
+    both = (known[:, None] & known[None]).float()
+    asked = ((angles[:, None] - angles[None]).cos() * both).sum(2) / both.sum(2).clamp(min=1.0)
+    pairs = (both.sum(2) > 0) & ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    if not bool(pairs.any()):
+        return embeddings.sum() * 0.0
+    return functional.mse_loss((embeddings @ embeddings.T)[pairs], asked[pairs])
 
 
 def regression_loss(told: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -101,16 +109,6 @@ def change_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     # Over the batch: a pair without change has no Dice of its own.
     dice = (2 * (guess * truth).sum() + 1.0) / ((guess**2).sum() + (truth**2).sum() + 1.0)
     return entropy + 1.0 - dice
-
-
-def _ranked(similarity: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    count = len(label)
-    distance = (label[:, None] - label).abs()
-    other = ~torch.eye(count, dtype=torch.bool, device=label.device)
-    # For anchor i and positive j: everyone k who is at least as far as j.
-    farther = (distance[:, None, :] >= distance[:, :, None]) & other[:, None, :]
-    spread = similarity[:, None, :].masked_fill(~farther, -torch.inf).logsumexp(dim=2)
-    return (spread - similarity)[other].mean()
 
 
 def _miner(settings: LossSettings) -> nn.Module | None:

@@ -19,7 +19,7 @@ import torch
 
 from medsiam.training import radiograph_synthesis as flat
 from medsiam.training.acquisition import draw_protocol, draw_view
-from medsiam.training.chance import Random, chance, choice
+from medsiam.training.chance import Random, chance, choice, uniform
 from medsiam.training.sources import Source
 from medsiam.training.synthesis import (
     Anatomy,
@@ -227,13 +227,21 @@ class RadiographStudio:
         return [None] * count
 
     def person(self, patient: int, warp: bool, random: Random) -> Person:
-        """The patient, or another person made of the patient's images."""
+        """The patient, or another person made of the images of one patient or of two."""
+        known = self._scans[patient][0].known
+        told = tuple(math.nan if warp else known.get(name, math.nan) for name in self.labels)
+        chests = [self._chest(patient, warp, random)]
+        if warp and self.count > 1 and chance(self.settings.blended, random):
+            other = (patient + 1 + choice(self.count - 1, random)) % self.count
+            chests.append(self._chest(other, True, random))
+        share = uniform(0.5, 0.7, random) if len(chests) == 2 else 1.0
+        return _Person2D(self.settings, tuple(chests), share, told)
+
+    def _chest(self, patient: int, warp: bool, random: Random) -> _Chest:
         scans = self._scans[patient]
-        size = scans[0].image.shape[-2:]
-        bend = flat.person_warp(size, self.settings, random) if warp else None
-        told = [math.nan if warp else scans[0].known.get(name, math.nan) for name in self.labels]
+        bend = flat.person_warp(scans[0].image.shape[-2:], self.settings, random) if warp else None
         order = torch.randperm(len(scans), generator=random).tolist()
-        return _Chest(self.settings, itertools.cycle([scans[n] for n in order]), bend, tuple(told))
+        return _Chest(itertools.cycle([scans[n] for n in order]), bend)
 
     def follow_up(self, patient: int, random: Random) -> FollowUp:
         """Two visits of the patient."""
@@ -245,14 +253,28 @@ class RadiographStudio:
 
 @dataclass(frozen=True, eq=False)
 class _Chest:
-    settings: flat.RadiographSettings
+    """A patient's images, one after the other, and how they are bent."""
+
     scans: Iterator[Source]
     bend: torch.Tensor | None
+
+    def image(self) -> torch.Tensor:
+        return next(self.scans).image[0].float()
+
+
+@dataclass(frozen=True, eq=False)
+class _Person2D:
+    settings: flat.RadiographSettings
+    chests: tuple[_Chest, ...]
+    share: float
     labels: tuple[float, ...]
 
     def view(self, protocol: object, random: Random) -> torch.Tensor:
-        image = next(self.scans).image[0].float()
-        return flat.make_view(image, self.bend, self.settings, random)
+        if len(self.chests) == 1:
+            return flat.make_view(self.chests[0].image(), self.chests[0].bend, self.settings, random)
+        bent = [(chest.image(), chest.bend) for chest in self.chests if chest.bend is not None]
+        image = flat.laid_over(bent, (self.share, 1.0 - self.share))
+        return flat.make_view(image, None, self.settings, random)
 
 
 def anatomy_of(source: Source) -> Anatomy:

@@ -48,11 +48,13 @@ from medsiam.training.radiograph_nuisance import (
 class RadiographSettings:
     """How far two radiographs of one chest may lie apart; the parts have their own sections.
 
+    blended        share of other persons that are the chests of two patients laid over each other
     ill            share of views with opacities that the patient does not always have
     misregistered  largest shift left between the visits of a follow-up, share of the half field
     other_person   share of follow-ups that are of another person made of the image
     """
 
+    blended: float = field(default=0.5, metadata={"range": (0.0, 1.0)})
     ill: float = field(default=0.5, metadata={"range": (0.0, 1.0)})
     misregistered: float = field(default=0.015, metadata={"range": (0.0, 0.2)})
     other_person: float = field(default=0.5, metadata={"range": (0.0, 1.0)})
@@ -76,6 +78,15 @@ class RadiographFollowUp:
 def person_warp(shape: Sequence[int], settings: RadiographSettings, random: Random) -> torch.Tensor:
     """Positions (J, I, 2) that make another person of a chest."""
     return geometry.person_warp(shape, settings.person, random)
+
+
+def laid_over(chests: Sequence[tuple[torch.Tensor, torch.Tensor]], shares: Sequence[float]) -> torch.Tensor:
+    """One chest (J, I) of several, each bent by its own positions: what they absorb adds up.
+
+    A network that knows few patients by heart meets nobody twice this way.
+    """
+    bent = [warped(image, held(image, bend)[0]) for image, bend in chests]
+    return torch.stack([share * each for share, each in zip(shares, bent, strict=True)]).sum(0)
 
 
 def make_view(

@@ -108,7 +108,7 @@ class _Run:
             split: _loaded(settings, split, out / "cache", strict) for split in ("train", "validation")
         }
         self.batches = {split: _batches(settings, each.sources) for split, each in self.loaded.items()}
-        scales = label_scales(sample_batches(self.batches["train"])) if settings.loss.regression else None
+        scales = label_scales(sample_batches(self.batches["train"])) if _uses_labels(settings) else None
         self.loss = BatchLoss(settings.loss, scales).to(process.device)
         self.state = new_state(settings, process.device)
         self.figures: dict[str, float] = {}
@@ -284,6 +284,10 @@ def _settings(config: Path) -> TrainSettings:
     if wanted.change > 0 and settings.batch.follow_ups == 0:
         raise ConfigRefused(f"{config}: loss.change needs batch.follow_ups above 0")
     return settings
+
+
+def _uses_labels(settings: TrainSettings) -> bool:
+    return settings.loss.neighbour > 0 or settings.loss.regression > 0
 
 
 def _process(device: str) -> Process:
