@@ -95,7 +95,8 @@ def drawn_batch(seed=0, people=3):
     views = torch.rand(2 * people, *size, generator=random)
     pair = [torch.rand(2, *size, generator=random) for _ in range(2)]
     truth = [(torch.rand(2, *size, generator=random) > 0.9).float() for _ in range(2)]
-    return Batch(views, torch.arange(people).repeat_interleave(2), torch.zeros(2 * people, 0), *pair, *truth)
+    none = torch.zeros(2 * people, 0)
+    return Batch(views, torch.arange(people).repeat_interleave(2), none, none, *pair, *truth)
 
 
 def test_a_training_leaves_weights_curves_and_a_summary(scans, tmp_path):

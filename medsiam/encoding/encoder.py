@@ -68,7 +68,8 @@ class EncoderSettings:
             raise ValueError(f"embedding_size {self.embedding_size} must be from 2 to {LARGEST_EMBEDDING}")
         if not 1 <= self.parts <= MOST_PARTS or self.embedding_size % self.parts:
             raise ValueError(
-                f"shares has {self.parts} parts; it must have 1 to {MOST_PARTS} that divide {self.embedding_size}"
+                f"shares has {self.parts} parts; it must have 1 to {MOST_PARTS}, "
+                f"and their number must divide {self.embedding_size}"
             )
         if min(self.shares) <= 0.0 or abs(sum(self.shares) - 1.0) > 1e-6:
             raise ValueError(f"shares is {self.shares}; they must be above 0 and add up to 1")

@@ -21,10 +21,14 @@ from monai.transforms import GibbsNoise
 from medsiam.encoding.preparation import HIGH_PERCENT, LOW_PERCENT
 from medsiam.training.chance import Random, chance, choice, smooth_field, uniform
 from medsiam.training.contrast import Contrast, ContrastSettings, draw_contrast
+from medsiam.training.tissues import NUMBER
 
 # Every such voxel decides on the percentiles of a scan: all of them would take ten
 # times as long and move the result by less than the noise.
 PERCENTILE_STEP = 11
+
+# Tissues whose signals describe a contrast.
+DESCRIBED = [NUMBER[name] for name in ("ventricle", "csf", "cortex", "white", "dark", "soft", "fat")]
 
 # The noise of a CT in soft tissue, relative to that of an MR on the same scale.
 CT_NOISE = 0.15
@@ -71,6 +75,14 @@ class Protocol:
     thickness_mm: float
     blur_mm: float
     noise: float
+
+    def described(self) -> tuple[float, ...]:
+        """Numbers that tell this protocol from others: slices, resolution, noise and contrast."""
+        contrast = self.contrast
+        thick = [self.thickness_mm * (self.axis == axis) for axis in range(3)]
+        kind = [float(contrast.is_ct), float(contrast.by_curve), contrast.detail]
+        middle = contrast.curve[[len(contrast.curve) // 4, len(contrast.curve) // 2]].tolist()
+        return (*thick, self.blur_mm, self.noise, *kind, *middle, *contrast.means[DESCRIBED].tolist())
 
 
 @dataclass(frozen=True, eq=False)

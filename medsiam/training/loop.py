@@ -130,9 +130,9 @@ def train_batches(
     return DataLoader(batches, batch_size=None, sampler=numbers, num_workers=settings.workers)
 
 
-def sample_batches(batches: Batches) -> list[Batch]:
-    """Some batches of no step, to take the labels' scales from."""
-    return [batches[VALIDATION_SEED + n] for n in range(SCALE_BATCHES)]
+def sample_batches(batches: Batches, count: int = SCALE_BATCHES) -> list[Batch]:
+    """Some batches of no step, to measure what training itself does not."""
+    return [batches[VALIDATION_SEED + n] for n in range(count)]
 
 
 def validation_batches(batches: Batches, settings: TrainSettings) -> list[Batch]:

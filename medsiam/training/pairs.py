@@ -57,12 +57,14 @@ class Batch:
     views      (people x views, 1, [K,] J, I) 0..1
     people     (people x views,) who it is
     labels     (people x views, L), nan where unknown
+    acquisition  (people x views, Z), numbers that describe how each was made
     prior, current, appearing, resolving  (F, 1, [K,] J, I); F may be 0
     """
 
     views: torch.Tensor
     people: torch.Tensor
     labels: torch.Tensor
+    acquisition: torch.Tensor
     prior: torch.Tensor
     current: torch.Tensor
     appearing: torch.Tensor
@@ -86,6 +88,8 @@ class Studio(Interface):
 
     def protocols(self, count: int, random: Random) -> Sequence[object]: ...
 
+    def described(self, protocol: object) -> tuple[float, ...]: ...
+
 
 class Person(Interface):
     """Somebody who can be scanned."""
@@ -102,17 +106,20 @@ def draw_batch(studio: Studio, settings: BatchSettings, random: Random) -> Batch
     A patient stands for two people of a batch only where the second is warped.
     """
     protocols = studio.protocols(settings.protocols, random)
-    views, labels = [], []
+    views, labels, made = [], [], []
     seen: set[int] = set()
     for n, patient in enumerate(studio.patients(settings.people, random)):
         person = studio.person(patient, patient in seen or chance(settings.warped, random), random)
         seen.add(patient)
         for v in range(settings.views):
-            views.append(person.view(protocols[(n + v) % len(protocols)], random))
+            protocol = protocols[(n + v) % len(protocols)]
+            views.append(person.view(protocol, random))
+            made.append(torch.tensor(studio.described(protocol)))
             labels.append(torch.tensor(person.labels))
     pairs = [studio.follow_up(choice(studio.count, random), random) for _ in range(settings.follow_ups)]
     people = torch.arange(settings.people).repeat_interleave(settings.views)
-    return Batch(torch.stack(views)[:, None], people, torch.stack(labels), *_stacked(pairs, views[0].shape))
+    told = torch.stack(labels), torch.stack(made)
+    return Batch(torch.stack(views)[:, None], people, *told, *_stacked(pairs, views[0].shape))
 
 
 def _stacked(pairs: Sequence[FollowUp], shape: torch.Size) -> tuple[torch.Tensor, ...]:
@@ -160,6 +167,10 @@ class HeadStudio:
     def protocols(self, count: int, random: Random) -> Sequence[object]:
         """Protocols by chance."""
         return [draw_protocol(self.settings.acquisition, random) for _ in range(count)]
+
+    def described(self, protocol: object) -> tuple[float, ...]:
+        """The protocol in numbers."""
+        return protocol.described()  # type: ignore[attr-defined, no-any-return]
 
     def person(self, patient: int, warp: bool, random: Random) -> Person:
         """The patient, or another person made of one of the patient's scans."""
@@ -225,6 +236,10 @@ class RadiographStudio:
     def protocols(self, count: int, random: Random) -> Sequence[object]:
         """Nothing: radiographs share no protocol here, each view draws its own exposure."""
         return [None] * count
+
+    def described(self, protocol: object) -> tuple[float, ...]:
+        """Nothing, as there is no protocol."""
+        return ()
 
     def person(self, patient: int, warp: bool, random: Random) -> Person:
         """The patient, or another person made of the images of one patient or of two."""

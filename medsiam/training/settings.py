@@ -76,6 +76,8 @@ class TrainSettings:
     """Everything a training can be told.
 
     name     of the weights
+    erased_batches  batches from which is learnt what the embedding tells of the acquisition,
+                    which is then taken out; 0 leaves it in
     threads  for torch on a CPU, 0 leaves it to torch
     workers  processes that make batches ahead, 0 makes them in between
     tensorboard  whether curves go to TensorBoard too, where it is installed
@@ -83,6 +85,7 @@ class TrainSettings:
 
     name: str = "encoder"
     seed: int = field(default=0, metadata={"range": (0, 2**31 - 1)})
+    erased_batches: int = field(default=0, metadata={"range": (0, 10_000)})
     threads: int = field(default=0, metadata={"range": (0, 1024)})
     workers: int = field(default=0, metadata={"range": (0, 256)})
     tensorboard: bool = True

@@ -28,6 +28,7 @@ from medsiam.encoding.weights import save_encoder
 from medsiam.errors import ConfigRefused
 from medsiam.training.calibration import calibrated
 from medsiam.training.curves import Curves
+from medsiam.training.erasure import acquisition_erased
 from medsiam.training.learner import BatchLoss, label_scales
 from medsiam.training.loop import (
     Batches,
@@ -201,6 +202,9 @@ class _Run:
             head = "encoder."
             network.load_state_dict({k.removeprefix(head): v for k, v in best.items() if k.startswith(head)})
             about: dict[str, Any] = {"name": settings.name, "step": state.best_step, "seed": settings.seed}
+            if settings.erased_batches:
+                measured = sample_batches(self.batches["train"], settings.erased_batches)
+                about["erased_directions"] = acquisition_erased(network, measured)
             curve = calibrated(network, validation_batches(self.batches["validation"], settings))
             if curve is not None:
                 about[SAME_PATIENT] = asdict(curve)
