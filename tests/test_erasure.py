@@ -66,7 +66,9 @@ def test_the_network_itself_forgets():
     brightness = torch.rand(200, 1, generator=random)
     views = torch.rand(200, 1, 16, 16, 16, generator=random) + brightness[:, :, None, None, None]
     none = torch.zeros(200, 0)
-    batch = Batch(views, torch.arange(200), none, brightness, *(torch.zeros(0, 1, 16, 16, 16),) * 4)
+    batch = Batch(
+        views, torch.arange(200), none, brightness, views[:, 0], *(torch.zeros(0, 1, 16, 16, 16),) * 4
+    )
     out = []
     network.project.register_forward_hook(lambda module, args, rows: out.append(rows.double()))
     network(views)
@@ -84,6 +86,6 @@ def test_without_anything_told_nothing_is_taken():
     weight = network.project.weight.clone()
     empty = torch.zeros(2, 0)
     views = torch.zeros(2, 1, 16, 16, 16)
-    batch = Batch(views, torch.arange(2), empty, empty, *(views[:0],) * 4)
+    batch = Batch(views, torch.arange(2), empty, empty, views[:, 0], *(views[:0],) * 4)
     assert acquisition_erased(network, [batch]) == 0
     assert torch.equal(network.project.weight, weight)

@@ -4,8 +4,16 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as functional
 
-from medsiam.training.losses import IdentityLoss, LossSettings, change_loss, neighbour_loss, regression_loss
+from medsiam.training.losses import (
+    IdentityLoss,
+    LossSettings,
+    change_loss,
+    neighbour_loss,
+    regression_loss,
+    tissue_loss,
+)
 
 PEOPLE = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -67,3 +75,23 @@ def test_a_map_that_tells_the_truth_costs_least():
         8.0 * (2.0 * guess - 1.0) for guess in (truth, torch.zeros_like(truth), 1.0 - truth)
     )
     assert change_loss(right, truth) < change_loss(empty, truth) < change_loss(wrong, truth)
+
+
+def levels_saying(shares):
+    """Two levels of logits that say these shares, as the loss forms them."""
+    out = []
+    for _ in range(2):
+        shares = functional.avg_pool3d(shares, 3, stride=2, padding=1, count_include_pad=False)
+        out.append((shares[:, :3] + 1e-6).log())
+    return out
+
+
+def test_levels_that_know_the_tissues_cost_least():
+    """The truth's own entropy is what is left; unknown voxels count for nothing."""
+    random = torch.Generator().manual_seed(0)
+    classes = torch.randint(3, (1, 9, 9, 9), generator=random)
+    right = levels_saying(functional.one_hot(classes, 4).movedim(-1, 1).float())
+    wrong = [logits.roll(1, dims=1) for logits in right]
+    assert tissue_loss(right, classes) < tissue_loss([torch.zeros_like(each) for each in right], classes)
+    assert tissue_loss(right, classes) < tissue_loss(wrong, classes) - 0.1
+    assert tissue_loss(right, torch.full_like(classes, 3)) == 0.0

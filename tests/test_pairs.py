@@ -9,6 +9,7 @@ from medsiam.training.pairs import BatchSettings, HeadStudio, RadiographStudio, 
 from medsiam.training.radiograph_synthesis import RadiographSettings
 from medsiam.training.sources import Source
 from medsiam.training.synthesis import SynthesisSettings
+from medsiam.training.tissues import CLASSES, UNKNOWN
 
 SIZE = 16
 
@@ -116,5 +117,14 @@ def test_another_person_may_be_two_patients_laid_over_each_other():
         made = RadiographStudio(sources, RadiographSettings(blended=share))
         person = made.person(0, True, torch.Generator().manual_seed(0))
         assert len(person.chests) == count
-        view = person.view(None, torch.Generator().manual_seed(0))
+        view = person.view(None, torch.Generator().manual_seed(0)).image
         assert view.shape == (SIZE, SIZE) and bool(view.isfinite().all())
+
+
+def test_each_view_tells_the_tissue_at_its_voxels():
+    """The ventricle in the middle, white matter around, nothing known of a scan without a map."""
+    seen = drawn(studio()).classes
+    assert seen.shape == (12, SIZE, SIZE, SIZE)
+    names = [name for name, _ in CLASSES]
+    assert set(seen.unique().tolist()) == {names.index(name) for name in ("outside", "ventricle", "white")}
+    assert bool((drawn(studio(with_map=False)).classes == UNKNOWN).all())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from medsiam.config import load_settings
 from medsiam.encoding.encoder import EncoderSettings
 from medsiam.encoding.preparation import PreparationSettings
 from medsiam.encoding.weights import load_encoder
@@ -55,6 +57,7 @@ TINY = TrainSettings(
     loss=LossSettings(change=0.5),
     optimiser=OptimiserSettings(steps=10, warm_up_steps=1, precision="fp32"),
 )
+CONFIGS = Path(__file__).parents[1] / "configs"
 CPU = torch.device("cpu")
 
 
@@ -96,7 +99,9 @@ def drawn_batch(seed=0, people=3):
     pair = [torch.rand(2, *size, generator=random) for _ in range(2)]
     truth = [(torch.rand(2, *size, generator=random) > 0.9).float() for _ in range(2)]
     none = torch.zeros(2 * people, 0)
-    return Batch(views, torch.arange(people).repeat_interleave(2), none, none, *pair, *truth)
+    return Batch(
+        views, torch.arange(people).repeat_interleave(2), none, none, views[:, 0] > 2.0, *pair, *truth
+    )
 
 
 def test_a_training_leaves_weights_curves_and_a_summary(scans, tmp_path):
@@ -161,6 +166,12 @@ def test_an_unreadable_scan_is_skipped_and_counted_or_refused(scans, tmp_path):
     assert train(config, tmp_path / "run", device="cpu").skipped == 1
     with pytest.raises(Exception, match="row"):
         train(config, tmp_path / "strict", device="cpu", strict=True)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("train_[mr]*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_recipes_are_settings(path):
+    """Every key exists and is in range."""
+    assert load_settings(path, TrainSettings).name in path.stem.replace("_", "-")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +246,19 @@ def test_the_learning_rate_rises_then_falls():
     rates = [learning_rate(step, told) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(rates[9], abs=0.03)
     assert rates[100] == pytest.approx(0.01)
+
+
+def test_training_starts_from_given_weights_of_the_same_network(scans, tmp_path):
+    """One step of a rate near nothing leaves them as they were; another network is refused."""
+    one = {"steps": 1, "learning_rate": 1e-8, "average": 0.0}
+    first = train(recipe(scans, "first.yaml", optimiser={"steps": 2}), tmp_path / "first", device="cpu")
+    config = recipe(scans, "more.yaml", optimiser=one, start_from=str(first.weights))
+    second = train(config, tmp_path / "second", device="cpu")
+    before, after = load_file(first.weights), load_file(second.weights)
+    assert all(torch.allclose(before[name], after[name], atol=2e-3) for name in before)
+    other = recipe(scans, "other.yaml", encoder={"channels": [8, 24]}, start_from=str(first.weights))
+    with pytest.raises(TrainingRefused, match=r"encoder\.channels"):
+        train(other, tmp_path / "third", device="cpu")
 
 
 @pytest.mark.slow

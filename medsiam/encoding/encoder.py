@@ -125,7 +125,7 @@ class TwinEncoder(nn.Module):
         means = _cell_means(deepest, self.settings.summary_cells).flatten(1)
         summary = torch.cat([means, deepest.flatten(2).amax(dim=2)], dim=1)
         # Neighbours differ by less than half precision tells apart.
-        with torch.autocast(summary.device.type, enabled=False):
+        with torch.autocast("cuda" if summary.is_cuda else "cpu", enabled=False):
             parts = self.project(summary.float()).unflatten(1, (self.settings.parts, -1))
             scale = parts.new_tensor(self.settings.shares).sqrt()[:, None]
             return (functional.normalize(parts, dim=2) * scale).flatten(1)
@@ -159,10 +159,12 @@ class SamePatient:
 
     even_at    distance of the first parts at which one patient and two are as likely
     steepness  of the logistic curve, per unit of distance
+    region     of the body that it was measured on; elsewhere it means nothing
     """
 
     even_at: float
     steepness: float
+    region: str
 
     def probability(self, distance: float) -> float:
         """0..1, where beforehand both were as likely."""

@@ -103,7 +103,7 @@ def _same_patient(about: Mapping[str, Any]) -> SamePatient | None:
     numbers = float(told["even_at"]), float(told["steepness"])
     if not all(map(math.isfinite, numbers)) or numbers[1] <= 0.0:
         raise ValueError("the curve does not fall")
-    return SamePatient(*numbers)
+    return SamePatient(*numbers, str(told["region"]))
 
 
 def _described(file: WeightFile, shown: str) -> tuple[str, EncoderSettings, SamePatient | None]:

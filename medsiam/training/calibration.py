@@ -11,7 +11,7 @@ from medsiam.encoding.encoder import SamePatient, TwinEncoder
 from medsiam.training.pairs import Batch
 
 
-def calibrated(network: TwinEncoder, batches: Sequence[Batch]) -> SamePatient | None:
+def calibrated(network: TwinEncoder, batches: Sequence[Batch], region: str) -> SamePatient | None:
     """The logistic curve over all pairs of views of each batch, one patient and two weighing alike.
 
     After Platt 1999, Advances in Large Margin Classifiers. The distance is that of the
@@ -34,4 +34,4 @@ def calibrated(network: TwinEncoder, batches: Sequence[Batch]) -> SamePatient | 
     )
     slope, offset = float(fit.coef_[0, 0]), float(fit.intercept_[0])
     # Distances that grow for one patient say that nothing was learnt.
-    return SamePatient(-offset / slope, -slope) if slope < 0.0 else None
+    return SamePatient(-offset / slope, -slope, region) if slope < 0.0 else None

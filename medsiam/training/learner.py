@@ -9,47 +9,62 @@ import torch
 from torch import nn
 
 from medsiam.change.head import ChangeHead, ChangeLogits
-from medsiam.encoding.encoder import EncoderSettings, TwinEncoder
-from medsiam.training.losses import IdentityLoss, LossSettings, change_loss, neighbour_loss, regression_loss
+from medsiam.encoding.encoder import Encoded, EncoderSettings, TwinEncoder
+from medsiam.training.losses import (
+    IdentityLoss,
+    LossSettings,
+    change_loss,
+    neighbour_loss,
+    regression_loss,
+    tissue_loss,
+)
 from medsiam.training.pairs import Batch
 
 
 class Learnt(NamedTuple):
     """Of the views embeddings (N, parts, D / parts) and labels (N, L) as read from the last
-    part; of the follow-ups logits, where there are any."""
+    part, and of each level the tissues' logits; of the follow-ups logits, where there are any."""
 
     parts: torch.Tensor
     labels: torch.Tensor
+    tissues: tuple[torch.Tensor, ...]
     logits: ChangeLogits | None
 
 
 class Learner(nn.Module):
     """What is trained: one trunk for views and follow-ups, with a head on its pyramids.
 
-    labels  how many numbers are read from an embedding
+    labels   how many numbers are read from an embedding
+    tissues  how many classes of tissue are read from every level
     """
 
-    def __init__(self, settings: EncoderSettings, *, with_head: bool, labels: int = 0) -> None:
+    def __init__(
+        self, settings: EncoderSettings, *, with_head: bool, labels: int = 0, tissues: int = 0
+    ) -> None:
         super().__init__()
         self.encoder = TwinEncoder(settings)
         self.head = ChangeHead(settings.spatial_dims, settings.channels) if with_head else None
         self.read = nn.Linear(settings.embedding_size // settings.parts, labels) if labels else None
+        self.tissues = nn.ModuleList(
+            nn.Conv3d(channels, tissues, 1) for channels in settings.channels * (tissues > 0)
+        )
 
     def forward(self, views: torch.Tensor, prior: torch.Tensor, current: torch.Tensor) -> Learnt:
         """Everything in one batch: views, then priors, then currents."""
         count, pairs = len(views), len(prior)
         if self.head is None or pairs == 0:
-            return self._learnt(self.encoder(views).embedding, None)
+            return self._learnt(self.encoder(views), count, None)
         encoded = self.encoder(torch.cat([views, prior, current]))
         before = [level[count : count + pairs] for level in encoded.pyramid]
         after = [level[count + pairs :] for level in encoded.pyramid]
-        return self._learnt(encoded.embedding[:count], self.head((prior, current), (before, after)))
+        return self._learnt(encoded, count, self.head((prior, current), (before, after)))
 
-    def _learnt(self, embeddings: torch.Tensor, logits: ChangeLogits | None) -> Learnt:
-        parts = embeddings.unflatten(1, (self.encoder.settings.parts, -1))
+    def _learnt(self, encoded: Encoded, count: int, logits: ChangeLogits | None) -> Learnt:
+        parts = encoded.embedding[:count].unflatten(1, (self.encoder.settings.parts, -1))
         parts = nn.functional.normalize(parts.float(), dim=2)
-        labels = parts.new_zeros(len(parts), 0) if self.read is None else self.read(parts[:, -1])
-        return Learnt(parts, labels, logits)
+        labels = parts.new_zeros(count, 0) if self.read is None else self.read(parts[:, -1])
+        levels = zip(self.tissues, encoded.pyramid, strict=False)
+        return Learnt(parts, labels, tuple(read(level[:count]) for read, level in levels), logits)
 
 
 class BatchLoss(nn.Module):
@@ -78,6 +93,8 @@ class BatchLoss(nn.Module):
                 told["neighbour"] = self.settings.neighbour * neighbour_loss(learnt.parts[:, -1], scores)
             if self.settings.regression:
                 told["regression"] = self.settings.regression * regression_loss(learnt.labels.float(), scores)
+        if self.settings.tissue and learnt.tissues:
+            told["tissue"] = self.settings.tissue * tissue_loss(learnt.tissues, batch.classes)
         if self.settings.change and learnt.logits is not None:
             both = change_loss(learnt.logits.appearing, batch.appearing)
             both = both + change_loss(learnt.logits.resolving, batch.resolving)

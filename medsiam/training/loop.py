@@ -25,10 +25,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from medsiam.encoding.encoder import EncoderSettings
+from medsiam.encoding.weights import load_encoder
 from medsiam.errors import TrainingRefused
 from medsiam.training.learner import BatchLoss, Learner
 from medsiam.training.pairs import Batch, BatchSettings, Studio, draw_batch
 from medsiam.training.settings import OptimiserSettings, TrainSettings
+from medsiam.training.tissues import CLASSES
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -98,7 +101,12 @@ def new_state(settings: TrainSettings, device: torch.device) -> State:
             settings.encoder,
             with_head=settings.loss.change > 0,
             labels=labels if settings.loss.regression > 0 else 0,
+            tissues=len(CLASSES) if settings.loss.tissue > 0 else 0,
         )
+    if settings.start_from is not None:
+        start = load_encoder(settings.start_from, spatial_dims=settings.encoder.spatial_dims)
+        _check_same_network(start.settings, settings.encoder, settings.start_from.name)
+        learner.encoder.load_state_dict(start.network.state_dict())
     learner.to(device).to(memory_format=_memory_format(settings))  # type: ignore[call-overload]
     told = settings.optimiser
     optimiser = torch.optim.AdamW(
@@ -106,6 +114,18 @@ def new_state(settings: TrainSettings, device: torch.device) -> State:
     )
     scaler = torch.amp.GradScaler(device.type, enabled=told.precision == "fp16" and device.type == "cuda")
     return State(learner, copy.deepcopy(learner).requires_grad_(False), optimiser, scaler)
+
+
+def _check_same_network(found: EncoderSettings, wanted: EncoderSettings, name: str) -> None:
+    """Raises TrainingRefused where weights to start from are of another network."""
+    for each in fields(EncoderSettings):
+        # How parts are weighed and how scans are prepared changes no weight's shape.
+        here, there = getattr(wanted, each.name), getattr(found, each.name)
+        if each.name not in ("shares", "preparation") and here != there:
+            raise TrainingRefused(
+                f"{name} has encoder.{each.name} {there}, the settings say {here}; "
+                "make them alike, or start anew"
+            )
 
 
 def wrapped(state: State, process: Process) -> nn.Module:

@@ -7,6 +7,7 @@ two that it lacks are here, with their papers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +20,9 @@ from torch import nn
 # Standard scores beyond this are as good as this: 1 in 80.
 LARGEST_SCORE = 2.5
 
+# What a voxel outside the brain counts beside one inside.
+OUTSIDE_WEIGHT = 0.2
+
 Mining = Literal["all", "semihard", "hard"]
 
 
@@ -30,6 +34,7 @@ class LossSettings:
     mining                        which triplets and pairs count: all, semihard or hard ones
     neighbour                     on labels: those with nearer labels lie nearer, at a stated cosine
     regression                    on labels: a linear layer reads them from the last part
+    tissue                        on every level of the pyramid: the tissues' shares of its voxels
     change                        on the dense maps
     """
 
@@ -38,6 +43,7 @@ class LossSettings:
     ntxent: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     neighbour: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     regression: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
+    tissue: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     change: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     mining: Mining = "semihard"
     margin: float = field(default=0.2, metadata={"range": (0.0, 2.0)})
@@ -98,6 +104,28 @@ def regression_loss(told: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if not bool(known.any()):
         return told.sum() * 0.0
     return functional.smooth_l1_loss(told[known], labels[known])
+
+
+def tissue_loss(levels: Sequence[torch.Tensor], classes: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each level's logits against the tissues' shares of its voxels, as a mean.
+
+    What pools to a volume later is told first where it lies.
+
+    levels   (N, C, k, j, i) logits, finest first, each with every second voxel of the one before
+    classes  (N, K, J, I) of the input, 0..C-1, C where unknown
+    """
+    count = levels[0].shape[1]
+    shares = functional.one_hot(classes.long(), count + 1).movedim(-1, 1).float()
+    parts = []
+    for logits in levels:
+        # Centred on every second voxel, as an odd kernel padded by half is.
+        shares = functional.avg_pool3d(shares, 3, stride=2, padding=1, count_include_pad=False)
+        known = 1.0 - shares[:, -1]
+        # Most of a scan is outside, and soon told.
+        weight = known * (OUTSIDE_WEIGHT + (1.0 - OUTSIDE_WEIGHT) * (1.0 - shares[:, 0]))
+        entropy = -(shares[:, :-1] * functional.log_softmax(logits.float(), dim=1)).sum(1)
+        parts.append((entropy * weight).sum() / weight.sum().clamp(min=1.0))
+    return torch.stack(parts).mean()
 
 
 def change_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from typing import Protocol as Interface
 
 import torch
@@ -26,10 +27,12 @@ from medsiam.training.synthesis import (
     FollowUp,
     SynthesisSettings,
     another_person,
+    classes_seen,
     follow_up,
     scanned,
+    tissue_share,
 )
-from medsiam.training.tissues import share_of_brain, tissue_map
+from medsiam.training.tissues import UNKNOWN, tissue_map
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Batch:
     people     (people x views,) who it is
     labels     (people x views, L), nan where unknown
     acquisition  (people x views, Z), numbers that describe how each was made
+    classes    (people x views, [K,] J, I) uint8, index into tissues.CLASSES; UNKNOWN where not told
     prior, current, appearing, resolving  (F, 1, [K,] J, I); F may be 0
     """
 
@@ -65,6 +69,7 @@ class Batch:
     people: torch.Tensor
     labels: torch.Tensor
     acquisition: torch.Tensor
+    classes: torch.Tensor
     prior: torch.Tensor
     current: torch.Tensor
     appearing: torch.Tensor
@@ -91,13 +96,20 @@ class Studio(Interface):
     def described(self, protocol: object) -> tuple[float, ...]: ...
 
 
+class Seen(NamedTuple):
+    """A view ([K,] J, I), 0..1, and the class of tissue at each of its voxels."""
+
+    image: torch.Tensor
+    classes: torch.Tensor
+
+
 class Person(Interface):
     """Somebody who can be scanned."""
 
     @property
     def labels(self) -> tuple[float, ...]: ...
 
-    def view(self, protocol: object, random: Random) -> torch.Tensor: ...
+    def view(self, protocol: object, random: Random) -> Seen: ...
 
 
 def draw_batch(studio: Studio, settings: BatchSettings, random: Random) -> Batch:
@@ -118,8 +130,9 @@ def draw_batch(studio: Studio, settings: BatchSettings, random: Random) -> Batch
             labels.append(torch.tensor(person.labels))
     pairs = [studio.follow_up(choice(studio.count, random), random) for _ in range(settings.follow_ups)]
     people = torch.arange(settings.people).repeat_interleave(settings.views)
-    told = torch.stack(labels), torch.stack(made)
-    return Batch(torch.stack(views)[:, None], people, *told, *_stacked(pairs, views[0].shape))
+    images = torch.stack([view.image for view in views])[:, None]
+    told = torch.stack(labels), torch.stack(made), torch.stack([view.classes for view in views])
+    return Batch(images, people, *told, *_stacked(pairs, images.shape[2:]))
 
 
 def _stacked(pairs: Sequence[FollowUp], shape: torch.Size) -> tuple[torch.Tensor, ...]:
@@ -203,10 +216,11 @@ class _Head:
     anatomy: Anatomy
     labels: tuple[float, ...]
 
-    def view(self, protocol: object, random: Random) -> torch.Tensor:
+    def view(self, protocol: object, random: Random) -> Seen:
         settings = self.studio.settings
         place = draw_view(self.studio.size, self.studio.spacing_mm, settings.acquisition, random)
-        return scanned(self.anatomy, protocol, place, settings, random)  # type: ignore[arg-type]
+        image = scanned(self.anatomy, protocol, place, settings, random)  # type: ignore[arg-type]
+        return Seen(image, classes_seen(self.anatomy, place))
 
 
 class RadiographStudio:
@@ -284,7 +298,11 @@ class _Person2D:
     share: float
     labels: tuple[float, ...]
 
-    def view(self, protocol: object, random: Random) -> torch.Tensor:
+    def view(self, protocol: object, random: Random) -> Seen:
+        image = self._view(random)
+        return Seen(image, torch.full(image.shape, UNKNOWN, dtype=torch.uint8))
+
+    def _view(self, random: Random) -> torch.Tensor:
         if len(self.chests) == 1:
             return flat.make_view(self.chests[0].image(), self.chests[0].bend, self.settings, random)
         bent = [(chest.image(), chest.bend) for chest in self.chests if chest.bend is not None]
@@ -309,5 +327,5 @@ def _by_patient(sources: Sequence[Source]) -> list[list[Source]]:
 
 
 def _log_share(anatomy: Anatomy, name: str) -> float:
-    share = math.nan if anatomy.tissue is None else share_of_brain(anatomy.tissue, name)
+    share = tissue_share(anatomy, name)
     return math.log(share) if share > 0 else math.nan

@@ -24,6 +24,8 @@ class DataSettings:
     more       further manifests, whose patients are others
     labels     numeric columns whose likeness is taught
     measured   tissues of the label maps whose share of the brain is taught alike
+    region     of the body that the scans show, as in "head"; a probability of one patient is
+               told for scans of this region alone
     root       folder that the manifests' paths are relative to; otherwise the manifest's own
     working    the grid that scans are kept on, finer and larger than the encoder's input
     """
@@ -32,6 +34,7 @@ class DataSettings:
     more: tuple[Path, ...] = ()
     labels: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
+    region: str = ""
     root: Path | None = None
     working: PreparationSettings = field(
         default_factory=lambda: PreparationSettings(size_voxels=112, spacing_mm=2.0)
@@ -76,6 +79,7 @@ class TrainSettings:
     """Everything a training can be told.
 
     name     of the weights
+    start_from      an encoder's weights to start from, relative to the settings file; otherwise drawn ones
     erased_batches  batches from which is learnt what the embedding tells of the acquisition,
                     which is then taken out; 0 leaves it in
     threads  for torch on a CPU, 0 leaves it to torch
@@ -85,6 +89,7 @@ class TrainSettings:
 
     name: str = "encoder"
     seed: int = field(default=0, metadata={"range": (0, 2**31 - 1)})
+    start_from: Path | None = None
     erased_batches: int = field(default=0, metadata={"range": (0, 10_000)})
     threads: int = field(default=0, metadata={"range": (0, 1024)})
     workers: int = field(default=0, metadata={"range": (0, 256)})

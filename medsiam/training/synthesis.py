@@ -12,6 +12,7 @@ generator that is passed in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -31,7 +32,7 @@ from medsiam.training.contrast import detail_of, painted
 from medsiam.training.deformation import WarpSettings, atrophy, person_warp, warped
 from medsiam.training.lesions import LesionSettings, Visit, draw_lesions, truth
 from medsiam.training.lesions import painted as with_lesions
-from medsiam.training.tissues import BRAIN, NUMBER, PARENCHYMA
+from medsiam.training.tissues import BRAIN, NUMBER, PARENCHYMA, UNKNOWN, class_map, share_of_brain
 
 # About 60 HU as the encoder sees them: oedema is 20 HU darker, blood 30 HU brighter.
 CT_RANGE = 0.08
@@ -43,11 +44,14 @@ class Anatomy:
 
     image   (K, J, I) 0..1 as scanned, None where only a label map is known
     tissue  (K, J, I) uint8, index into TISSUES, None where only an image is known
+    ageing  (3, K, J, I) mm, what still bends the signal once it is painted: ventricles grow
+            by less than a voxel, which a map of whole voxels cannot show
     """
 
     image: torch.Tensor | None
     tissue: torch.Tensor | None
     spacing_mm: float
+    ageing: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,6 +81,8 @@ class SynthesisSettings:
     misregistered_mm largest shift that is left between the visits of a follow-up
     atrophy         share of follow-ups whose ventricles grow or shrink
     atrophy_growth  largest growth of the ventricles, relative
+    other_ventricles, ventricle_growth  share of other persons with larger or smaller ventricles,
+                    and their least and greatest growth, relative
     fine_spacing_mm smallest spacing at which follow-ups are shown, for small lesions
     """
 
@@ -84,6 +90,8 @@ class SynthesisSettings:
     misregistered_mm: float = field(default=0.5, metadata={"range": (0.0, 5.0)})
     atrophy: float = field(default=0.2, metadata={"range": (0.0, 1.0)})
     atrophy_growth: float = field(default=0.3, metadata={"range": (0.0, 1.0)})
+    other_ventricles: float = field(default=0.7, metadata={"range": (0.0, 1.0)})
+    ventricle_growth: tuple[float, float] = field(default=(-0.4, 0.7), metadata={"range": (-0.6, 1.0)})
     fine_spacing_mm: float = field(default=1.5, metadata={"range": (0.5, 8.0)})
     acquisition: AcquisitionSettings = field(default_factory=AcquisitionSettings)
     warp: WarpSettings = field(default_factory=WarpSettings)
@@ -106,8 +114,24 @@ class FollowUp:
 
 def another_person(anatomy: Anatomy, settings: SynthesisSettings, random: Random) -> Anatomy:
     """A person with another head: bent, wider or longer, image and tissues alike."""
-    bend = person_warp(anatomy.shape, anatomy.spacings_mm, settings.warp, random)
-    return _bent(anatomy, bend)
+    other = _bent(anatomy, person_warp(anatomy.shape, anatomy.spacings_mm, settings.warp, random))
+    if not chance(settings.other_ventricles, random):
+        return other
+    # Else whose head it was tells how large the ventricles are, and nothing is learnt of them.
+    ageing = _ageing(other, uniform(*settings.ventricle_growth, random), random)
+    return replace(other, ageing=ageing)
+
+
+def tissue_share(anatomy: Anatomy, name: str) -> float:
+    """A tissue's volume as `share_of_brain` gives it, after ageing; nan where it is not known."""
+    if anatomy.tissue is None:
+        return math.nan
+    share = share_of_brain(anatomy.tissue, name)
+    if anatomy.ageing is None:
+        return share
+    before = (anatomy.tissue == NUMBER[name]).float()
+    after = warped(before, anatomy.ageing, anatomy.spacings_mm)
+    return share * float(after.sum() / before.sum().clamp(min=1.0))
 
 
 def scanned(
@@ -115,8 +139,17 @@ def scanned(
 ) -> torch.Tensor:
     """A scan (K, J, I) of the anatomy, 0..1: its contrast, then what the scanner makes of it."""
     signal = _painted(anatomy, protocol, random)
+    if anatomy.ageing is not None:
+        signal = warped(signal, anatomy.ageing, anatomy.spacings_mm)
     seen = sampled(signal, anatomy.spacing_mm, view)
     return acquired(seen, protocol, view.spacing_mm, settings.acquisition, random)
+
+
+def classes_seen(anatomy: Anatomy, view: View) -> torch.Tensor:
+    """uint8 (K, J, I), index into tissues.CLASSES, at the view's voxels; UNKNOWN without a map."""
+    if anatomy.tissue is None:
+        return torch.full((view.size,) * 3, UNKNOWN, dtype=torch.uint8)
+    return class_map(sampled(anatomy.tissue, anatomy.spacing_mm, view, nearest=True).to(torch.uint8))
 
 
 def follow_up(
@@ -133,7 +166,10 @@ def follow_up(
     shift = settings.misregistered_mm * (2 * torch.rand(3, generator=random) - 1)
     later = replace(view, centre_mm=view.centre_mm + shift)
     found = draw_lesions(_places(anatomy), anatomy.shape, anatomy.spacings_mm, settings.lesions, random)
-    ageing = _ageing(anatomy, settings, random)
+    ageing = None
+    if chance(settings.atrophy, random):
+        growth = uniform(-settings.atrophy_growth, settings.atrophy_growth, random)
+        ageing = _ageing(anatomy, growth, random)
     images = []
     visits: tuple[tuple[Protocol, View, Visit], ...] = ((first, view, "prior"), (second, later, "current"))
     for protocol, place, which in visits:
@@ -161,13 +197,14 @@ def _bent(anatomy: Anatomy, bend: torch.Tensor) -> Anatomy:
     )
 
 
-def _ageing(anatomy: Anatomy, settings: SynthesisSettings, random: Random) -> torch.Tensor | None:
-    """The displacement that makes the ventricles larger or smaller, sometimes."""
-    if anatomy.tissue is None or not chance(settings.atrophy, random):
+def _ageing(anatomy: Anatomy, growth: float, random: Random) -> torch.Tensor | None:
+    """The displacement that lets the ventricles grow by this share; None where they are not known."""
+    if anatomy.tissue is None:
         return None
     brain = (anatomy.tissue >= BRAIN[0]) & (anatomy.tissue <= BRAIN[-1])
-    growth = uniform(-settings.atrophy_growth, settings.atrophy_growth, random)
     ventricles = anatomy.tissue == NUMBER["ventricle"]
+    if not bool(ventricles.any()):
+        return None
     return atrophy(ventricles.float(), brain.float(), anatomy.spacings_mm, growth, random).displacement
 
 

@@ -30,6 +30,7 @@ TISSUES = (
     "vessel",
     "eye",
     "marrow",
+    "outer csf",
 )
 NUMBER = {name: number for number, name in enumerate(TISSUES)}
 
@@ -53,7 +54,8 @@ _MUSE = {
 # FreeSurfer numbers, those above 500 as SynthSeg extends them (Billot et al. 2023).
 _SYNTHSEG = {
     "ventricle": (4, 5, 14, 15, 43, 44, 72),
-    "csf": (24,),
+    # One number for all of it: how much lies in the sulci cannot be told.
+    "outer csf": (24,),
     "cortex": (3, 42, 17, 18, 53, 54, 136, 137, 163, 164),
     "white": (2, 41, 25, 57, 85, 530),
     "deep grey": (10, 49, 11, 12, 13, 26, 50, 51, 52, 58),
@@ -73,6 +75,25 @@ SCHEMES = {"muse": _MUSE, "synthseg": _SYNTHSEG}
 DARK, BRIGHT = 0.14, 0.62
 # Fainter than this is the air around the head.
 AIR = 0.05
+
+
+# What the encoder's own levels are asked to tell apart, each with its tissues.
+CLASSES = (
+    ("outside", ("air", "dark", "soft", "fat", "vessel", "eye", "marrow")),
+    ("ventricle", ("ventricle",)),
+    ("csf", ("csf",)),
+    ("grey", ("cortex", "deep grey", "cerebellar grey")),
+    ("white", ("white", "cerebellar white", "stem")),
+)
+UNKNOWN = len(CLASSES)
+
+
+def class_map(tissue: torch.Tensor) -> torch.Tensor:
+    """uint8 of any shape, index into CLASSES; UNKNOWN where it cannot be told."""
+    table = torch.full((len(TISSUES),), UNKNOWN, dtype=torch.uint8)
+    for number, (_, names) in enumerate(CLASSES):
+        table[[NUMBER[name] for name in names]] = number
+    return table[tissue.long()]
 
 
 def tissue_map(labels: torch.Tensor, scheme: str, image: torch.Tensor | None = None) -> torch.Tensor:
@@ -96,9 +117,12 @@ def tissue_map(labels: torch.Tensor, scheme: str, image: torch.Tensor | None = N
 
 
 def share_of_brain(tissue: torch.Tensor, name: str) -> float:
-    """How much of the brain's volume a tissue takes, 0..1; nan without a brain."""
+    """A tissue's volume over that of the brain's own tissue and ventricles; nan without a brain.
+
+    Fluid outside is not counted below the line: maps differ in how far it reaches.
+    """
     counts = torch.bincount(tissue.flatten().int(), minlength=len(TISSUES)).double()
-    brain = float(counts[list(BRAIN)].sum())
+    brain = float(counts[list(BRAIN)].sum() - counts[NUMBER["csf"]])
     return float(counts[NUMBER[name]]) / brain if brain else float("nan")
 
 

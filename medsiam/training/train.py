@@ -49,6 +49,8 @@ from medsiam.training.pairs import HeadStudio, RadiographStudio, Studio
 from medsiam.training.settings import TrainSettings
 from medsiam.training.sources import Loaded, Source, SourceSettings, load_sources
 
+WEIGHTS = ("triplet", "contrastive", "ntxent", "neighbour", "regression", "tissue", "change")
+
 # step, of how many, the latest figures
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
@@ -205,7 +207,9 @@ class _Run:
             if settings.erased_batches:
                 measured = sample_batches(self.batches["train"], settings.erased_batches)
                 about["erased_directions"] = acquisition_erased(network, measured)
-            curve = calibrated(network, validation_batches(self.batches["validation"], settings))
+            curve = calibrated(
+                network, validation_batches(self.batches["validation"], settings), settings.data.region
+            )
             if curve is not None:
                 about[SAME_PATIENT] = asdict(curve)
             encoder_id = save_encoder(network, path, metadata=about, half=True)
@@ -274,16 +278,10 @@ def _settings(config: Path) -> TrainSettings:
     root = None if data.root is None else here / data.root
     more = tuple(here / each for each in data.more)
     settings = replace(settings, data=replace(data, manifest=here / data.manifest, more=more, root=root))
+    if settings.start_from is not None:
+        settings = replace(settings, start_from=here / settings.start_from)
     wanted = settings.loss
-    if (
-        wanted.triplet
-        + wanted.contrastive
-        + wanted.ntxent
-        + wanted.neighbour
-        + wanted.regression
-        + wanted.change
-        <= 0
-    ):
+    if sum(getattr(wanted, name) for name in WEIGHTS) <= 0:
         raise ConfigRefused(f"{config}: every weight in loss is 0; give one of them a weight")
     if wanted.change > 0 and settings.batch.follow_ups == 0:
         raise ConfigRefused(f"{config}: loss.change needs batch.follow_ups above 0")
