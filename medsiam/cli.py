@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DONE, BUG, INTERRUPTED = 0, 1, 130
 FORMATS = ("json", "html", "nifti")
+FEWEST_SCANS = 3
 
 app = typer.Typer(
     name="medsiam",
@@ -149,6 +150,76 @@ def compare(
         typer.echo((out / files["json"]).read_text(encoding="utf-8"), nl=False)
     else:
         typer.echo(f"{comparison.verdict}: {comparison.summary}")
+        typer.echo(f"report: {out / files.get('html', files['json'])}")
+
+
+@app.command()
+@answers_with_exit_code
+def trajectory(
+    scans: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SCAN SCAN SCAN...", help="Three or more scans, in any order.", show_default=False
+        ),
+    ],
+    out: OutOption,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option(metavar="LIST", help="What to write; json is always written.")
+    ] = ",".join(FORMATS),
+    seed: SeedOption = 0,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="Compare all pairs also of more than four scans.")
+    ] = False,
+    allow_different_patients: Annotated[
+        bool, typer.Option("--allow-different-patients", help="Compare even where patient numbers differ.")
+    ] = False,
+    keep_order: Annotated[
+        bool, typer.Option("--keep-order", help="Take the scans in the order given, whatever the dates say.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print trajectory.json on standard output.")
+    ] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Follows three or more scans of one patient: each step, first to last, lesions, rates.
+
+    Each SCAN is what compare takes. The scans are put in the order of their dates.
+    Each pair has its own report in DIR/pairs.
+
+    Example: medsiam trajectory 2022-05/ 2023-05/ 2024-05/ --out course/
+    """
+    if len(scans) < FEWEST_SCANS:
+        raise typer.BadParameter(
+            f"{len(scans)} given, {FEWEST_SCANS} or more are needed; compare takes two", param_hint="SCAN"
+        )
+    wanted = _formats(formats)
+    _check_device(device)
+    from medsiam.report.trajectory_writer import trajectory_folder  # torch, only now
+    from medsiam.trajectory import Rules, follow_series
+
+    with trajectory_folder(out, formats=wanted) as writer:
+        followed = follow_series(
+            scans,
+            config=config,
+            device=device,
+            weights=weights,
+            seed=seed,
+            rules=Rules(allow_different_patients, keep_order, all_pairs),
+            keep=writer.keep,
+            progress=_progress(),
+        )
+        files = writer.finish(followed)
+    if as_json:
+        typer.echo((out / files["json"]).read_text(encoding="utf-8"), nl=False)
+    else:
+        typer.echo(f"{followed.verdict}: {followed.summary}")
         typer.echo(f"report: {out / files.get('html', files['json'])}")
 
 

@@ -176,7 +176,7 @@ def _read_pair(
     """Both volumes, and sentences that tell which series were taken."""
     key = load_key()
     sides = [
-        _candidates(path, name, key)
+        usable_series(path, name, key)
         for path, name in ((prior, prior_series), (current, current_series))
     ]
     if all(len(side) == 1 for side in sides):
@@ -186,7 +186,7 @@ def _read_pair(
     return (read_series(entries[0]), read_series(entries[1])), (match.sentence,)
 
 
-def _candidates(path: Path, name: str | None, key: bytes) -> list[SeriesEntry]:
+def usable_series(path: Path, name: str | None, key: bytes) -> list[SeriesEntry]:
     """The usable series of a path; where there is none, or one is named, read_volume's own refusal."""
     entries = find_series(path, key=key)
     if name is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, time, timedelta
 
 from medsiam.errors import IdentityRefused
@@ -29,6 +29,24 @@ def check_identity(
         *_order_notes(prior, current, is_kept=keep_order),
         *_same_scan_notes(prior, current),
     )
+
+
+def order_of_time(scans: Sequence[Acquisition]) -> tuple[int, ...] | None:
+    """Places of the scans, earliest first; None where one does not tell its time.
+
+    Scans of which the times do not tell the earlier one keep the order given.
+    """
+    if any(scan.acquired is None for scan in scans):
+        return None
+    left = list(range(len(scans)))
+    order: list[int] = []
+    while left:
+        first = next(
+            (n for n in left if all(_order(scans[n], scans[m]) != 1 for m in left if m != n)), left[0]
+        )
+        order.append(first)
+        left.remove(first)
+    return tuple(order)
 
 
 def _patient_notes(prior: Acquisition, current: Acquisition, *, is_allowed: bool) -> Iterator[str]:

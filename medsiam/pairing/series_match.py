@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Protocol
 
 from medsiam.errors import SeriesAmbiguous
@@ -106,6 +107,44 @@ def match_series(priors: Sequence[Candidate], currents: Sequence[Candidate]) -> 
         runners_up=tuple(others[:MOST_RUNNERS_UP]),
         sentence=_sentence([best, *others], priors, currents),
     )
+
+
+def match_many(sides: Sequence[Sequence[Candidate]]) -> tuple[tuple[int, ...], str]:
+    """One series of each of several scans, the most alike, and a sentence that tells the choice.
+
+    Each series in turn is taken as the model, with what is most like it on every
+    other side; of these choices the one whose pairs are most alike is taken, equal
+    ones decided by their UIDs. Raises SeriesAmbiguous where a side is empty.
+    """
+    if any(not side for side in sides):
+        raise SeriesAmbiguous("a scan holds 0 series that can be compared; give another folder")
+    choices = {
+        tuple(_most_like(model, side) if n != own else place for n, side in enumerate(sides))
+        for own, models in enumerate(sides)
+        for place, model in enumerate(models)
+    }
+
+    def rank(choice: tuple[int, ...]) -> tuple[float, list[str]]:
+        taken = [side[place] for side, place in zip(sides, choice, strict=True)]
+        score = sum(series_likeness(a, b) for a, b in combinations(taken, 2))
+        return -round(score, 9), [_identity(series) for series in taken]
+
+    best = min(choices, key=rank)
+    names = [_name(side[place]) for side, place in zip(sides, best, strict=True)]
+    likeness = -rank(best)[0] / max(1, len(sides) * (len(sides) - 1) // 2)
+    counts = _and([str(len(side)) for side in sides])
+    return best, f"Of {counts} series, {_and(names)} were taken (mean likeness {likeness:.2f})."
+
+
+def _most_like(model: Candidate, side: Sequence[Candidate]) -> int:
+    def rank(place: int) -> tuple[float, str]:
+        return -round(series_likeness(model, side[place]), 9), _identity(side[place])
+
+    return min(range(len(side)), key=rank)
+
+
+def _and(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def series_likeness(a: Candidate, b: Candidate) -> float:

@@ -52,9 +52,9 @@ def to_json(
         "prior": scan_json(comparison.prior),
         "current": scan_json(comparison.current),
         "interval_days": _places(_interval_days(comparison.prior, comparison.current), 3),
-        "comparability": _comparability_json(comparison.comparability),
-        "registration": _registration_json(comparison.registration),
-        "change": _change_json(comparison.change),
+        "comparability": comparability_json(comparison.comparability),
+        "registration": registration_json(comparison.registration),
+        "change": change_json(comparison.change),
         "findings": [_finding_json(finding) for finding in comparison.findings],
         "embedding": _embedding_json(embedding),
         "similar_cases": list(similar_cases),
@@ -64,7 +64,7 @@ def to_json(
         "embedding_note": NO_EMBEDDING if embedding is None else None,
         "research_use": RESEARCH_USE,
     }
-    return _plain_object(report)
+    return plain_object(report)
 
 
 def refusal_json(
@@ -90,9 +90,9 @@ def refusal_json(
         "prior": scan_json(prior),
         "current": scan_json(current),
         "interval_days": _places(_interval_days(prior, current), 3),
-        "comparability": _comparability_json(comparability),
-        "registration": _registration_json(registration),
-        "change": _change_json(None),
+        "comparability": comparability_json(comparability),
+        "registration": registration_json(registration),
+        "change": change_json(None),
         "findings": [],
         "embedding": None,
         "similar_cases": [],
@@ -102,7 +102,7 @@ def refusal_json(
         "embedding_note": NOT_REACHED,
         "research_use": RESEARCH_USE,
     }
-    return _plain_object(report)
+    return plain_object(report)
 
 
 def to_text(report: Mapping[str, Any]) -> str:
@@ -144,7 +144,7 @@ def _interval_days(prior: Volume | Acquisition | None, current: Volume | Acquisi
     return (after - before).total_seconds() / 86400.0
 
 
-def _comparability_json(comparability: Comparability | None) -> dict[str, Any]:
+def comparability_json(comparability: Comparability | None) -> dict[str, Any]:
     if comparability is None:
         return {"class": None, "differences": []}
     return {
@@ -161,7 +161,7 @@ def _comparability_json(comparability: Comparability | None) -> dict[str, Any]:
     }
 
 
-def _registration_json(registration: Registration | None) -> dict[str, Any]:
+def registration_json(registration: Registration | None) -> dict[str, Any]:
     if registration is None:
         keys = ("prior_from_current", "overlap", "residual", "quality", "kind", "determinant")
         return dict.fromkeys((*keys, "inverse_consistency_mm")) | {"reasons": []}
@@ -177,7 +177,7 @@ def _registration_json(registration: Registration | None) -> dict[str, Any]:
     }
 
 
-def _change_json(change: Change | None) -> dict[str, Any]:
+def change_json(change: Change | None) -> dict[str, Any]:
     if change is None:
         keys = ("score", "magnitude", "p_value", "smallest_detectable_ml", "appearing_ml", "resolving_ml")
         return dict.fromkeys((*keys, "order_reversal_error"))
@@ -267,7 +267,7 @@ def _text(value: str) -> str:
     return value.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def _plain_object(report: Mapping[str, Any]) -> dict[str, Any]:
+def plain_object(report: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _plain(value) for key, value in report.items()}
 
 

@@ -37,11 +37,11 @@ def render(comparison: Comparison, report: Mapping[str, Any]) -> str:
     report  the same comparison as `to_json` tells it, so that both say the same
     """
     scene = pictures.scene_of(comparison)
-    template = _environment().get_template("comparison.html.j2")
+    template = environment().get_template("comparison.html.j2")
     return template.render(
         report=report,
-        style=_asset("report.css"),
-        script=_asset("viewer.js"),
+        style=asset("report.css"),
+        script=asset("viewer.js"),
         policy=content_policy(),
         findings=[_finding(scene, finding, shown) for finding, shown in _told(comparison, report)],
         pictured=min(len(comparison.findings), MOST_PICTURED),
@@ -61,7 +61,7 @@ def content_policy() -> str:
     """The page's Content-Security-Policy: data: pictures, our own style and script, nothing else."""
     return (
         "default-src 'none'; img-src data:; "
-        f"style-src '{_hash(_asset('report.css'))}'; script-src '{_hash(_asset('viewer.js'))}'; "
+        f"style-src '{source_hash(asset('report.css'))}'; script-src '{source_hash(asset('viewer.js'))}'; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -106,12 +106,12 @@ def _share_outside(comparison: Comparison) -> float:
     return 1.0 - float((prior == prior).mean())
 
 
-def _hash(text: str) -> str:
+def source_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 @cache
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
     """A style or script of this package, as it stands between its tags."""
     text = files("medsiam.report").joinpath("templates", name).read_text(encoding="utf-8")
     assert "</" not in text, f"{name} would close its own tag"
@@ -119,7 +119,7 @@ def _asset(name: str) -> Markup:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     return Environment(
         loader=PackageLoader("medsiam.report", "templates"),
         autoescape=True,

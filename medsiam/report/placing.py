@@ -22,7 +22,12 @@ from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
 
 REPORT = "report.json"
 EVIDENCE = "dicom"
-NAMES = (REPORT, "report.html", "change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz", EVIDENCE)
+TRAJECTORY = "trajectory.json"
+PAIRS = "pairs"
+COMPARISON = (REPORT, "report.html", "change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz", EVIDENCE)
+NAMES = (*COMPARISON, TRAJECTORY, "trajectory.html", PAIRS)
+# What stands last, and goes first: where one of them stands, the result is whole.
+SEALS = (REPORT, TRAJECTORY)
 
 EXHAUSTED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -73,8 +78,8 @@ def placed_whole(folder: Path) -> Iterator[Path]:
 
 
 def _exchange(folder: Path, fresh: Path, earlier: Path, ours: frozenset[str]) -> None:
-    """Puts fresh files in the place of earlier ones, report.json last; undoes it all on failure."""
-    names = sorted((path.name for path in fresh.iterdir()), key=lambda name: (name == REPORT, name))
+    """Puts fresh files in the place of earlier ones, the seal last; undoes it all on failure."""
+    names = sorted((path.name for path in fresh.iterdir()), key=lambda name: (name in SEALS, name))
     for name in names:
         _refuse_foreign(folder / name, ours)
     for path in fresh.rglob("*"):
@@ -84,7 +89,7 @@ def _exchange(folder: Path, fresh: Path, earlier: Path, ours: frozenset[str]) ->
     placed: list[str] = []
     try:
         # The seal goes first, so that no moment shows it above files it does not speak of.
-        for name in sorted(ours, key=lambda name: (name != REPORT, name)):
+        for name in sorted(ours, key=lambda name: (name not in SEALS, name)):
             os.replace(folder / name, earlier / name)
             taken.append(name)
         for name in names:
@@ -121,9 +126,11 @@ def _is_ours(path: Path) -> bool:
     """Whether a file or folder bears the sign of this package."""
     if path.name == EVIDENCE:
         return path.is_dir() and not path.is_symlink() and _lists_evidence(path.parent / REPORT)
+    if path.name == PAIRS:
+        return path.is_dir() and not path.is_symlink() and _holds_only_listed(path)
     if not path.is_file():
         return False
-    if path.name == REPORT:
+    if path.name in SEALS:
         return str(_read_report(path).get("schema", "")).startswith(SCHEMA_SIGN)
     if path.suffix == ".html":
         with path.open("rb") as file:
@@ -135,6 +142,18 @@ def _lists_evidence(report: Path) -> bool:
     files = _read_report(report).get("files")
     paths = files.values() if isinstance(files, dict) else ()
     return any(isinstance(path, str) and path.split("/")[0] == EVIDENCE for path in paths)
+
+
+def _holds_only_listed(pairs: Path) -> bool:
+    """Whether the trajectory beside it names every file in the folder."""
+    files = _read_report(pairs.parent / TRAJECTORY).get("files")
+    listed = [path for path in files.values() if isinstance(path, str)] if isinstance(files, dict) else []
+    held = (path for path in pairs.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(pairs.parent).as_posix() for path in held)
+    # A listed folder speaks for what is in it.
+    return bool(listed) and all(
+        any(name == path or name.startswith(f"{path}/") for path in listed) for name in names
+    )
 
 
 def _read_report(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The JSON Schema of report.json, and whether a report keeps it."""
+"""The JSON Schemas of report.json and trajectory.json, and whether a report keeps its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from medsiam.report import trajectory_json
 from medsiam.report.comparison_json import SCHEMA
 
-FILE_OF_SCHEMA = {SCHEMA: "comparison-1.json"}
+FILE_OF_SCHEMA = {SCHEMA: "comparison-1.json", trajectory_json.SCHEMA: "trajectory-1.json"}
 
 
 @cache

@@ -12,6 +12,13 @@ MEANING_OF_VERDICT = {
     "mixed": "Some places appeared or grew and others shrank or resolved, beyond the noise of this pair.",
     "indeterminate": "No statement on change is made for this pair.",
 }
+MEANING_OVER_TIME = {
+    "stable": "No place changed by more than the noise in any pair that has a verdict.",
+    "progressed": "At least one place appeared or grew on the way; none shrank beyond the noise.",
+    "improved": "At least one place shrank or resolved on the way; none grew beyond the noise.",
+    "mixed": "On the way some places appeared or grew and some shrank or resolved, beyond the noise.",
+    "indeterminate": "No statement on change over all scans is made; single pairs may have a verdict.",
+}
 SIGN_OF_VERDICT = {"stable": "=", "progressed": "▲", "improved": "▼", "mixed": "▲▼", "indeterminate": "?"}
 SIGN_OF_KIND = {"new": "●", "enlarged": "▲", "shrunk": "▼", "resolved": "○"}
 MEANING_OF_CLASS = {
@@ -36,8 +43,11 @@ MATCHED_GREY = "The scans' grey scales differ, so the prior has a window of its 
 HATCHED = "Hatching marks where the prior did not reach."
 NOT_MEASURED = "not measured"
 UNKNOWN = "not told"
+UNKNOWN_RATE = "no rate"
 DAYS_A_MONTH = 30.4375
 DAYS_A_YEAR = 365.25
+# Beyond these a doubling time says no more than that growth is slow.
+LONG_YEARS = 10
 
 
 def why_indeterminate(report: Mapping[str, Any]) -> list[str]:
@@ -116,3 +126,49 @@ def shape(scan: Mapping[str, Any]) -> str:
     if k == 1:
         return f"{i} × {j} pixels of {i_mm:g} × {j_mm:g} mm"
     return f"{i} × {j} × {k} voxels of {i_mm:g} × {j_mm:g} × {k_mm:g} mm"
+
+
+def volume_with_spread(volume: Mapping[str, Any]) -> str:
+    """A scan's volume with the spread of its repeated measurements: "0.233 ml ± 0.020"."""
+    spread = "" if volume["sd_ml"] is None else f" ± {abs(volume['sd_ml']):.3f}"
+    if volume["is_absent"]:
+        return f"absent ({millilitres(volume['volume_ml'])}{spread})" if volume["volume_ml"] else "absent"
+    return f"{millilitres(volume['volume_ml'], signed=volume['volume_ml'] < 0)}{spread}"
+
+
+def steps_of(lesion: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a lesion did from each scan to the next."""
+    return [seen for seen in lesion["course"] if seen["current"] == seen["prior"] + 1]
+
+
+def rate(estimate: Mapping[str, Any] | None) -> str:
+    """A growth rate: "+0.071 ml a month"."""
+    return UNKNOWN_RATE if estimate is None else f"{millilitres(estimate['value'], signed=True)} a month"
+
+
+def doubling(estimate: Mapping[str, Any] | None) -> str:
+    """A doubling time: "99 days"."""
+    return "none" if estimate is None else f"{estimate['value']:.0f} days"
+
+
+def rate_interval(estimate: Mapping[str, Any] | None) -> str:
+    """The 95 % interval of a rate, or why there is none; "" where there is no rate."""
+    if estimate is None:
+        return ""
+    if estimate["low_95"] is None:
+        return f"no interval: {estimate['scans']} scans"
+    low, high = (millilitres(estimate[end], signed=True) for end in ("low_95", "high_95"))
+    return f"95 %: {low.removesuffix(' ml')} to {high}"
+
+
+def doubling_interval(estimate: Mapping[str, Any] | None) -> str:
+    """The 95 % interval of a doubling time, or why there is none."""
+    if estimate is None:
+        return ""
+    if estimate["low_95"] is None:
+        return f"no interval: {estimate['scans']} scans"
+    if estimate["high_95"] is None:
+        return f"95 %: {estimate['low_95']:.0f} days or more; growth is not certain"
+    if estimate["high_95"] > LONG_YEARS * DAYS_A_YEAR:
+        return f"95 %: {estimate['low_95']:.0f} days to over {LONG_YEARS} years"
+    return f"95 %: {estimate['low_95']:.0f} to {estimate['high_95']:.0f} days"

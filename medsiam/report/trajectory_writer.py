@@ -1,0 +1,55 @@
+"""A trajectory's files in a folder, with each pair's own report: all of them, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medsiam.change.comparison import Comparison
+from medsiam.change.trajectory import PairKey, Trajectory
+from medsiam.report.comparison_json import to_text
+from medsiam.report.placing import PAIRS, TRAJECTORY, placed_whole
+from medsiam.report.trajectory_html import render_trajectory
+from medsiam.report.trajectory_json import trajectory_json
+from medsiam.report.writer import FORMATS, write_comparison
+
+TRAJECTORY_HTML = "trajectory.html"
+
+
+@dataclass
+class TrajectoryWriter:
+    """Takes pair after pair, then the whole; nothing is seen outside before all is there."""
+
+    stage: Path
+    formats: Collection[str]
+    pair_files: dict[PairKey, dict[str, str]] = field(default_factory=dict)
+
+    def keep(self, key: PairKey, comparison: Comparison) -> None:
+        """Writes one pair's report, so that its images need not be held."""
+        name = f"{PAIRS}/{key[0]}-{key[1]}"
+        written = write_comparison(comparison, self.stage / name, formats=self.formats)
+        self.pair_files[key] = {kind: f"{name}/{path}" for kind, path in written.items()}
+
+    def finish(self, trajectory: Trajectory) -> dict[str, str]:
+        """The written files, name -> path relative to the folder."""
+        names = {"json": TRAJECTORY} | ({"html": TRAJECTORY_HTML} if "html" in self.formats else {})
+        for (prior, current), files in self.pair_files.items():
+            names |= {f"{prior}-{current} {kind}": path for kind, path in files.items()}
+        told = trajectory_json(trajectory, files=names, pair_files=self.pair_files)
+        if "html" in self.formats:
+            (self.stage / TRAJECTORY_HTML).write_text(render_trajectory(told), encoding="utf-8", newline="\n")
+        (self.stage / TRAJECTORY).write_text(to_text(told), encoding="utf-8", newline="\n")
+        return names
+
+
+@contextmanager
+def trajectory_folder(folder: Path, *, formats: Collection[str] = FORMATS) -> Iterator[TrajectoryWriter]:
+    """A writer whose files stand in the folder when the block ends, and not at all when it fails.
+
+    An earlier result in the folder is replaced, what is not ours stays.
+    Raises as write_comparison does.
+    """
+    with placed_whole(folder) as stage:
+        yield TrajectoryWriter(stage, frozenset(formats) | {"json"})
