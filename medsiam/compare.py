@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import resource
 import sys
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from medsiam import __version__
-from medsiam.change.comparison import Comparison, Provenance, Verdict
+from medsiam.change.comparison import Comparison, EmbeddingDistance, Provenance, Verdict
 from medsiam.change.difference import measure_difference
 from medsiam.change.findings import FoundChange, find_changes
 from medsiam.change.verdict import (
@@ -25,8 +26,10 @@ from medsiam.change.verdict import (
     tellable,
 )
 from medsiam.config import CompareSettings, load_settings
+from medsiam.encoding.encoder import Encoder, cosine_distance
 from medsiam.encoding.weights import load_encoder
 from medsiam.errors import InputRefused, ResourceExhausted
+from medsiam.pairing.body_parts import regions_of
 from medsiam.pairing.comparability import check_comparable, judge, unknown_notes
 from medsiam.pairing.identity_check import check_identity
 from medsiam.pairing.pair_up import pair_up
@@ -113,9 +116,7 @@ def compare(
     settings = settings or CompareSettings()
     chosen = _device(device)
     clock = _Stages()
-    comparability = judge(
-        prior.acquisition, current.acquisition, _spacing(prior), _spacing(current)
-    )
+    comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
     check_comparable(comparability)
     progress("registering")
     pair = pair_up(prior, current, comparability, settings.pairing, chosen)
@@ -131,7 +132,9 @@ def compare(
         labels = np.zeros_like(labels)
     if pair.registration.quality == "failed":
         change_map = np.zeros_like(change_map)
-    encoder_note = _encoder_note(weights)
+    progress("embedding")
+    encoder, embedding, encoder_notes = _embedded(pair, weights, chosen)
+    clock.ends("encode")
     all_notes = (
         *notes,
         *prior.acquisition.assumptions,
@@ -140,7 +143,7 @@ def compare(
         *pair.notes,
         pose_sentence(pair.registration),
         *((reason,) if reason else ()),
-        encoder_note,
+        *encoder_notes,
     )
     shown = prior_on_current(prior, current, pair.registration)
     clock.ends("resample")
@@ -161,11 +164,12 @@ def compare(
             config=dataclasses.asdict(settings),
             device=str(chosen),
             seed=seed,
-            weights_sha256=_weights_of(pair),
+            encoder=encoder.encoder_id,
+            weights_sha256={**_weights_of(pair), "encoder": encoder.weights_sha256},
             seconds=clock.seconds,
             peak_memory_mb=_peak_memory_mb(),
         ),
-        embedding=None,
+        embedding=embedding,
         notes=tuple(dict.fromkeys(all_notes)),
     )
 
@@ -176,8 +180,7 @@ def _read_pair(
     """Both volumes, and sentences that tell which series were taken."""
     key = load_key()
     sides = [
-        usable_series(path, name, key)
-        for path, name in ((prior, prior_series), (current, current_series))
+        usable_series(path, name, key) for path, name in ((prior, prior_series), (current, current_series))
     ]
     if all(len(side) == 1 for side in sides):
         return (read_series(sides[0][0]), read_series(sides[1][0])), ()
@@ -219,12 +222,36 @@ def _spacing(volume: Volume) -> tuple[float, float, float]:
     return float(k), float(j), float(i)
 
 
-def _encoder_note(weights: str | None) -> str:
-    """Why there is no embedding. A file named by the user is checked, not silently ignored."""
-    if weights is not None:
-        load_encoder(weights)
-        return "no embedding: distances of this encoder's weights are not yet calibrated"
-    return "no embedding: this version ships no trained encoder weights"
+def _embedded(
+    pair: Pair, weights: str | None, device: torch.device
+) -> tuple[Encoder, EmbeddingDistance, tuple[str, ...]]:
+    """The encoder, how far apart it puts the two scans, and what must be said of it.
+
+    Raises WeightsRefused where the named weights are not for scans of this kind.
+    """
+    encoder = _encoder(weights, pair.current.spatial_dims, str(device))
+    before, after = encoder.encode_pair(pair.prior, pair.current)
+    distance = cosine_distance(before.embedding, after.embedding)
+    curve = encoder.same_patient
+    if curve is not None and curve.region not in _regions(pair):
+        measured_on = curve.region or "unknown"
+        told = f"no probability of one patient: the encoder was measured on the {measured_on} alone"
+        return encoder, EmbeddingDistance(encoder.encoder_id, distance, None), (told,)
+    probability = encoder.same_patient_probability(before, after)
+    return encoder, EmbeddingDistance(encoder.encoder_id, distance, probability), ()
+
+
+def _regions(pair: Pair) -> frozenset[str]:
+    """What both scans show, as far as it is known."""
+    if pair.region == "brain":
+        return frozenset({"head"})
+    return regions_of(pair.prior.acquisition.body_part) & regions_of(pair.current.acquisition.body_part)
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(weights: str | None, spatial_dims: int, device: str) -> Encoder:
+    """One warm encoder for many comparisons."""
+    return load_encoder(weights, spatial_dims=spatial_dims, device=device)
 
 
 def _weights_of(pair: Pair) -> dict[str, str]:
@@ -240,9 +267,7 @@ def _summary(verdict: Verdict, reason: str, found: FoundChange, comparability: C
         return f"No change beyond the noise of this pair{changed}."
     kinds = [finding.kind for finding in found.findings]
     counts = [
-        f"{kinds.count(kind)} {kind}"
-        for kind in ("new", "enlarged", "shrunk", "resolved")
-        if kind in kinds
+        f"{kinds.count(kind)} {kind}" for kind in ("new", "enlarged", "shrunk", "resolved") if kind in kinds
     ]
     places = "finding" if len(kinds) == 1 else "findings"
     return f"{len(kinds)} {places} beyond the noise of this pair: {', '.join(counts)}{changed}."

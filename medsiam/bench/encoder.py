@@ -156,7 +156,7 @@ def seen(volumes: Iterable[Volume], viewers: Mapping[str, Viewer]) -> Views:
 
 def look(folder: Path, seed: int, viewers: Mapping[str, Viewer]) -> Brains:
     """Everybody's scan, and each held-out person scanned again in every technique."""
-    people = tuple(_person(folder, row) for row in brain_rows(folder))
+    people = tuple(person_of(folder, row) for row in brain_rows(folder))
     held_out = [person for person in people if person.is_held_out]
     again = {
         name: seen(scanned_again(held_out, technique, seed + 1000 * n), viewers)
@@ -172,7 +172,7 @@ def scanned_again(people: Iterable[Person], technique: Technique, seed: int) -> 
         yield rescan(person.scan(), technique, random, brain=person.brain()).volume
 
 
-def _person(folder: Path, row: Row) -> Person:
+def person_of(folder: Path, row: Row) -> Person:
     labels = read_volume(folder / row["label_map"]).array
     inside = labels > 0
     return Person(

@@ -24,8 +24,8 @@ class DataSettings:
     more       further manifests, whose patients are others
     labels     numeric columns whose likeness is taught
     measured   tissues of the label maps whose share of the brain is taught alike
-    region     of the body that the scans show, as in "head"; a probability of one patient is
-               told for scans of this region alone
+    region     of the body that the scans show, as in "head": the probability of one patient is
+               then measured on the validation patients, and told for scans of this region alone
     root       folder that the manifests' paths are relative to; otherwise the manifest's own
     working    the grid that scans are kept on, finer and larger than the encoder's input
     """

@@ -207,9 +207,9 @@ class _Run:
             if settings.erased_batches:
                 measured = sample_batches(self.batches["train"], settings.erased_batches)
                 about["erased_directions"] = acquisition_erased(network, measured)
-            curve = calibrated(
-                network, validation_batches(self.batches["validation"], settings), settings.data.region
-            )
+            region = settings.data.region
+            checks = validation_batches(self.batches["validation"], settings) if region else []
+            curve = calibrated(network, checks, region) if region else None
             if curve is not None:
                 about[SAME_PATIENT] = asdict(curve)
             encoder_id = save_encoder(network, path, metadata=about, half=True)
