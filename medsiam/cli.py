@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DONE, BUG, INTERRUPTED = 0, 1, 130
 FORMATS = ("json", "html", "nifti")
+EVERY_FORMAT = ",".join(FORMATS)
 FEWEST_SCANS = 3
 
 app = typer.Typer(
@@ -47,6 +48,17 @@ OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder fo
 JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
+]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
+WeightsOption = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
+]
+FormatsOption = Annotated[str, typer.Option(metavar="LIST", help="What to write; json is always written.")]
+OtherPatientOption = Annotated[
+    bool, typer.Option("--allow-different-patients", help="Compare even where patient numbers differ.")
+]
 
 
 def main() -> None:
@@ -100,20 +112,12 @@ def compare(
     current_series: Annotated[
         str | None, typer.Option(metavar="UID", help="Series of CURRENT to take; otherwise the best pair.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")] = "auto",
-    weights: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
-    ] = None,
-    formats: Annotated[
-        str, typer.Option(metavar="LIST", help="What to write; json is always written.")
-    ] = ",".join(FORMATS),
+    config: ConfigOption = None,
+    device: DeviceOption = "auto",
+    weights: WeightsOption = None,
+    formats: FormatsOption = EVERY_FORMAT,
     seed: SeedOption = 0,
-    allow_different_patients: Annotated[
-        bool, typer.Option("--allow-different-patients", help="Compare even where patient numbers differ.")
-    ] = False,
+    allow_different_patients: OtherPatientOption = False,
     keep_order: Annotated[
         bool, typer.Option("--keep-order", help="Take PRIOR as the earlier scan whatever the dates say.")
     ] = False,
@@ -163,23 +167,15 @@ def trajectory(
         ),
     ],
     out: OutOption,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")] = "auto",
-    weights: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
-    ] = None,
-    formats: Annotated[
-        str, typer.Option(metavar="LIST", help="What to write; json is always written.")
-    ] = ",".join(FORMATS),
+    config: ConfigOption = None,
+    device: DeviceOption = "auto",
+    weights: WeightsOption = None,
+    formats: FormatsOption = EVERY_FORMAT,
     seed: SeedOption = 0,
     all_pairs: Annotated[
         bool, typer.Option("--all-pairs", help="Compare all pairs also of more than four scans.")
     ] = False,
-    allow_different_patients: Annotated[
-        bool, typer.Option("--allow-different-patients", help="Compare even where patient numbers differ.")
-    ] = False,
+    allow_different_patients: OtherPatientOption = False,
     keep_order: Annotated[
         bool, typer.Option("--keep-order", help="Take the scans in the order given, whatever the dates say.")
     ] = False,
@@ -259,7 +255,7 @@ def train(
         Path, typer.Argument(metavar="CONFIG", help="Settings, as in configs/train_mr_ct_3d.yaml.")
     ],
     out: OutOption,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")] = "auto",
+    device: DeviceOption = "auto",
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse the manifest where one scan cannot be read.")
     ] = False,

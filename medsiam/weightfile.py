@@ -56,7 +56,9 @@ def read_weights(path: str | Path, *, expected_sha256: str | None = None) -> Wei
     of another digest than expected, or holds a number that is not finite.
     """
     path = Path(path)
-    data = _bytes_of(path)
+    data = file_bytes(path)
+    _check_no_pickle(data, path)
+    check_size(data, path.name)
     sha256 = hashlib.sha256(data).hexdigest()
     if expected_sha256 is not None and sha256 != expected_sha256.lower():
         raise WeightsRefused(
@@ -115,23 +117,32 @@ def check_finite(tensors: Mapping[str, torch.Tensor], name: str) -> None:
             )
 
 
-def _bytes_of(path: Path) -> bytes:
-    """All bytes of the file, read once. Raises WeightsRefused where it is missing, a pickle or too large."""
+def file_bytes(path: Path) -> bytes:
+    """The file's bytes, read once; one more than may be where it is too large, see `check_size`.
+
+    Raises WeightsRefused where it is missing or cannot be read.
+    """
     if not path.is_file():
         raise WeightsRefused(f"there is no file {path.name!r} with weights; check the path")
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST_FILE_BYTES + 1)
+            return file.read(LARGEST_FILE_BYTES + 1)
     except OSError as error:
         raise WeightsRefused(f"{path.name} cannot be read ({error.strerror}); check its rights") from error
+
+
+def check_size(data: bytes, name: str) -> None:
+    """Raises WeightsRefused where what was read is larger than any encoder."""
+    if len(data) > LARGEST_FILE_BYTES:
+        raise WeightsRefused(f"{name} is larger than {LARGEST_FILE_BYTES} bytes; no encoder is")
+
+
+def _check_no_pickle(data: bytes, path: Path) -> None:
     if path.suffix.lower() in PICKLE_ENDINGS or _looks_pickled(data):
         raise WeightsRefused(
             f"{path.name} is a pickle, which can run code when it is loaded; only safetensors files are "
             "read: write the weights anew as .safetensors on a machine where the file is trusted"
         )
-    if len(data) > LARGEST_FILE_BYTES:
-        raise WeightsRefused(f"{path.name} is larger than {LARGEST_FILE_BYTES} bytes; no encoder is")
-    return data
 
 
 def _looks_pickled(data: bytes) -> bool:

@@ -23,7 +23,15 @@ import torch
 
 from medsiam.encoding.record import KEY, STORED_KINDS
 from medsiam.errors import WeightsRefused
-from medsiam.weightfile import LARGEST_FILE_BYTES, MOST_TENSORS, WeightFile, check_finite, tensors_digest
+from medsiam.weightfile import (
+    LARGEST_FILE_BYTES,
+    MOST_TENSORS,
+    WeightFile,
+    check_finite,
+    check_size,
+    file_bytes,
+    tensors_digest,
+)
 
 ENDINGS = (".pt", ".pth")
 
@@ -52,7 +60,8 @@ def read_checkpoint(path: str | Path) -> WeightFile:
     anything but tensors, or a number that is not finite.
     """
     path = Path(path)
-    data = _bytes_of(path)
+    data = file_bytes(path)
+    check_size(data, path.name)
     _check_archive(data, path.name)
     try:
         content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
@@ -76,19 +85,6 @@ def with_digest(record: Any, tensors: Mapping[str, torch.Tensor]) -> str:
     except (TypeError, ValueError, RecursionError):
         # No record of ours: an empty one is refused by its reader, with the file's name.
         return "{}"
-
-
-def _bytes_of(path: Path) -> bytes:
-    if not path.is_file():
-        raise WeightsRefused(f"there is no file {path.name!r} with weights; check the path")
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE_BYTES + 1)
-    except OSError as error:
-        raise WeightsRefused(f"{path.name} cannot be read ({error.strerror}); check its rights") from error
-    if len(data) > LARGEST_FILE_BYTES:
-        raise WeightsRefused(f"{path.name} is larger than {LARGEST_FILE_BYTES} bytes; no encoder is")
-    return data
 
 
 def _check_archive(data: bytes, shown: str) -> None:

@@ -85,7 +85,7 @@ def load_encoder(
             f"{path.name} is an encoder of {encoder.settings.spatial_dims} dimensions, {spatial_dims} are "
             "needed; give weights trained on scans of this kind"
         )
-    encoder.network.to(_device(device))
+    encoder.network.to(device_of(device))
     return encoder
 
 
@@ -139,7 +139,8 @@ def _read(path: Path, expected_sha256: str | None) -> Encoder:
     return encoder_from(read_weights(path, expected_sha256=expected_sha256), path.name)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def device_of(device: str | torch.device) -> torch.device:
+    """The device of a name. Raises ConfigRefused where there is none, or that GPU is not there."""
     try:
         found = torch.device(device)
     except RuntimeError as error:

@@ -25,8 +25,7 @@ from scipy import ndimage
 
 from medsiam.pairing.brain_net import SPACING_MM, normalised
 from medsiam.pairing.sampling import smooth
-
-Random = torch.Generator
+from medsiam.training.chance import Random, chance
 
 # Labels are drawn at 2 mm in a box of 240 mm and averaged to the network's 3 mm,
 # so that a voxel at a border holds a true mixture.
@@ -155,10 +154,10 @@ def _imaged(
 ) -> Example:
     """One scan of a shape: tissue and what is seen of it (fine), share of the brain's classes (coarse)."""
     signal = _painted(tissue, settings, random)
-    if _chance(settings.decoy, random):
+    if chance(settings.decoy, random):
         brain = torch.zeros_like(brain)
         signal = _decoy(signal, random)
-    elif _chance(settings.strip, random):
+    elif chance(settings.strip, random):
         signal = _stripped(signal, CLASS_OF[tissue.long()] > 0, random)
     coarse_seen = _averaged(seen)
     brain = brain * coarse_seen
@@ -173,7 +172,7 @@ def _placed(head: HeadMap, settings: SynthesisSettings, random: Random) -> torch
     """Voxel positions (3, FINE, FINE, FINE) of the head map that the box looks at."""
     turn = _rotation(settings, random) @ torch.diag(1.0 + settings.scale * _uniform(3, random) * 0.6)
     turn = turn * (1.0 + settings.scale * _uniform(1, random))
-    if _chance(0.5, random):
+    if chance(0.5, random):
         turn = turn @ torch.diag(torch.tensor([1.0, 1.0, -1.0]))
     turn = turn + 0.04 * _uniform((3, 3), random)
     middle = torch.tensor([(n - 1) / 2 for n in head.tissue.shape])
@@ -189,8 +188,8 @@ def _placed(head: HeadMap, settings: SynthesisSettings, random: Random) -> torch
 
 
 def _rotation(settings: SynthesisSettings, random: Random) -> torch.Tensor:
-    if _chance(settings.any_rotation, random):
-        if _chance(0.5, random):
+    if chance(settings.any_rotation, random):
+        if chance(0.5, random):
             # Prone, on the side, or with the axes named the wrong way round.
             half = torch.ones(3)
             half[torch.randperm(3, generator=random)[:2]] = -1.0
@@ -229,7 +228,7 @@ def _tissue_at(
         place = position[axis].round().to(torch.int32)
         low = 0
         if axis == 0:
-            neck = float(torch.rand(1, generator=random)) if _chance(settings.neck, random) else 0.0
+            neck = float(torch.rand(1, generator=random)) if chance(settings.neck, random) else 0.0
             low = round(head.neck_rows * (1.0 - neck))
         inside &= (place >= low) & (place < size)
         flat = flat * size + place.clamp_(0, size - 1)
@@ -238,12 +237,12 @@ def _tissue_at(
 
 def _with_lesions(tissue: torch.Tensor, settings: SynthesisSettings, random: Random) -> torch.Tensor:
     """Spots in the white matter, and now and then one mass anywhere in the brain."""
-    if not _chance(settings.lesions, random):
+    if not chance(settings.lesions, random):
         return tissue
     spots = _stretched(torch.randn(1, 24, 24, 24, generator=random), FINE)[0]
     threshold = 1.3 + 1.2 * float(torch.rand(1, generator=random))
     tissue = torch.where((spots > threshold) & (tissue == WHITE), LESION, tissue)
-    if _chance(0.3, random):
+    if chance(0.3, random):
         return _with_mass(tissue, random)
     return tissue
 
@@ -276,7 +275,7 @@ def _painted(tissue: torch.Tensor, settings: SynthesisSettings, random: Random) 
 
 def _signal_table(settings: SynthesisSettings, random: Random) -> tuple[torch.Tensor, torch.Tensor]:
     count = len(TISSUES)
-    if _chance(settings.contrast_table, random):
+    if chance(settings.contrast_table, random):
         name = list(CONTRASTS)[int(torch.randint(len(CONTRASTS), (1,), generator=random))]
         table = torch.tensor(CONTRASTS[name]) / 100.0
         if name == "ct":
@@ -287,15 +286,15 @@ def _signal_table(settings: SynthesisSettings, random: Random) -> tuple[torch.Te
     else:
         mean = torch.rand(count, generator=random)
         _tie_related(mean, random)
-    if _chance(0.25, random):
+    if chance(0.25, random):
         # Fat saturation and diffusion weighting leave little of the scalp.
         outside = 0.1 + 0.5 * torch.rand(1, generator=random)
         mean = torch.where(CLASS_OF == 0, mean * outside, mean)
-    elif _chance(0.4, random):
+    elif chance(0.4, random):
         # In spin-echo T1, and near a surface coil, fat is far brighter than brain.
         mean[FATTY] *= 1.0 + 1.5 * torch.rand(1, generator=random)
     spread = 0.06 * torch.rand(count, generator=random)
-    if _chance(0.85, random):
+    if chance(0.85, random):
         mean[AIR] = spread[AIR] = 0.0
     return mean.clamp_(min=0.0), spread
 
@@ -310,7 +309,7 @@ def _tie_related(mean: torch.Tensor, random: Random) -> None:
         first, *others = (NAMES.index(name) for name in names)
         for other in others:
             mean[other] = mean[first] + 0.06 * torch.randn(1, generator=random)[0]
-    if _chance(0.8, random):
+    if chance(0.8, random):
         mean[NAMES.index("bone")] *= 0.25
 
 
@@ -342,7 +341,7 @@ def _with_face_or_not(
     position: torch.Tensor, head: HeadMap, settings: SynthesisSettings, random: Random
 ) -> torch.Tensor:
     """1, but 0 in front of and below a plane before the brain where the face was removed."""
-    if not _chance(settings.deface, random):
+    if not chance(settings.deface, random):
         return torch.ones(())
     forward = torch.tensor([-0.7, -0.7, 0.0]) + 0.35 * _uniform(3, random)
     forward = forward / forward.norm()
@@ -361,9 +360,9 @@ def _stripped(signal: torch.Tensor, brain: torch.Tensor, random: Random) -> torc
 def _coverage(settings: SynthesisSettings, random: Random) -> torch.Tensor:
     """0 or 1 (FINE, FINE, FINE): the slab that was scanned, often tilted."""
     seen = torch.ones(FINE, FINE, FINE)
-    if not _chance(settings.cut_coverage, random):
+    if not chance(settings.cut_coverage, random):
         return seen
-    axis = 0 if _chance(0.7, random) else int(torch.randint(3, (1,), generator=random))
+    axis = 0 if chance(0.7, random) else int(torch.randint(3, (1,), generator=random))
     tilt = 0.25 * _uniform(3, random)
     tilt[axis] = 1.0
     steps = torch.arange(FINE) - (FINE - 1) / 2
@@ -372,8 +371,8 @@ def _coverage(settings: SynthesisSettings, random: Random) -> torch.Tensor:
     )
     # 0 cuts through the middle of the head, 45 voxels (90 mm) past most of it.
     low, high = (-10.0 - 40.0 * torch.rand(2, generator=random)).tolist()
-    if _chance(0.6, random):
-        low, high = (low, -100.0) if _chance(0.5, random) else (-100.0, high)
+    if chance(0.6, random):
+        low, high = (low, -100.0) if chance(0.5, random) else (-100.0, high)
     return seen * ((height > low) & (height < -high))
 
 
@@ -398,7 +397,7 @@ def _scanned(
     back: list[torch.Tensor | None] = [None, None, None]
     back[axis] = rebuild
     image = _along_axes(image, back)
-    if _chance(0.3, random):
+    if chance(0.3, random):
         k, j, i = (0.8 * torch.rand(3, generator=random)).tolist()
         image = smooth(image, (k, j, i))
     image = normalised(image * seen)
@@ -408,7 +407,7 @@ def _scanned(
 def _slices(settings: SynthesisSettings, random: Random) -> tuple[torch.Tensor, torch.Tensor]:
     """(n, FINE) means over thick slices and (COARSE, n) linear interpolation between them."""
     thickness = SPACING_MM
-    if _chance(settings.thick_slices, random):
+    if chance(settings.thick_slices, random):
         thickness += (settings.thickest_mm - SPACING_MM) * float(torch.rand(1, generator=random))
     count = math.floor(FINE * FINE_MM / thickness)
     centres = (torch.arange(count) - (count - 1) / 2) * thickness
@@ -456,17 +455,13 @@ def _bias(shape: torch.Size, settings: SynthesisSettings, random: Random) -> tor
 def _noisy(image: torch.Tensor, settings: SynthesisSettings, random: Random) -> torch.Tensor:
     sigma = settings.noise * float(torch.rand(1, generator=random)) ** 2
     real = image + sigma * torch.randn(image.shape, generator=random)
-    if _chance(0.5, random):
+    if chance(0.5, random):
         return (real**2 + (sigma * torch.randn(image.shape, generator=random)) ** 2).sqrt()
     # Without its background, as after anonymisation, cropping or smoothing filters.
     return real.clamp_(min=0.0) * (image > 0.02)
 
 
 # Chance
-
-
-def _chance(probability: float, random: Random) -> bool:
-    return float(torch.rand(1, generator=random)) < probability
 
 
 def _uniform(size: int | tuple[int, ...], random: Random) -> torch.Tensor:

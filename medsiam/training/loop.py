@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -64,6 +64,11 @@ class State:
     best_weights: Mapping[str, torch.Tensor] | None = None
     since_best: int = 0
     seconds: float = 0.0
+
+
+# What a checkpoint holds of a state: by their own state_dict, and as they are.
+STATEFUL = ("learner", "averaged", "optimiser", "scaler")
+PLAIN = tuple(each.name for each in fields(State) if each.name not in STATEFUL)
 
 
 @dataclass(frozen=True)
@@ -240,11 +245,8 @@ def save_state(state: State, path: Path, recipe: str) -> None:
 
     recipe  digest of the settings and scans it belongs to
     """
-    kept = {
-        name: getattr(state, name).state_dict() for name in ("learner", "averaged", "optimiser", "scaler")
-    }
-    plain = ("step", "best", "best_step", "best_weights", "since_best", "seconds")
-    kept |= {name: getattr(state, name) for name in plain} | {"recipe": recipe}
+    kept = {name: getattr(state, name).state_dict() for name in STATEFUL}
+    kept |= {name: getattr(state, name) for name in PLAIN} | {"recipe": recipe}
     fresh = path.with_suffix(".new")
     with fresh.open("wb") as file:
         torch.save(kept, file)
@@ -263,11 +265,10 @@ def resume_state(state: State, path: Path, recipe: str) -> None:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         told = kept["recipe"]
         if told == recipe:
-            for name in ("learner", "averaged", "optimiser", "scaler"):
+            for name in STATEFUL:
                 getattr(state, name).load_state_dict(kept[name])
-            for name in (each.name for each in fields(State) if each.name in kept):
-                if name not in ("learner", "averaged", "optimiser", "scaler"):
-                    setattr(state, name, kept[name])
+            for name in PLAIN:
+                setattr(state, name, kept[name])
     except Exception as error:  # torch raises what it likes for a file that is not its own
         raise TrainingRefused(
             f"{path} is no checkpoint of this network ({type(error).__name__}); "
@@ -329,6 +330,3 @@ def all_agree(value: bool, process: Process) -> bool:
     flag = torch.tensor([int(value)], device=process.device)
     distributed.broadcast(flag, 0)
     return bool(flag.item())
-
-
-Progress = Callable[[int, int, Mapping[str, float]], None]

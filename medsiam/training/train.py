@@ -24,7 +24,7 @@ from medsiam.config import load_settings, settings_as_dict
 from medsiam.encoding.encoder import TwinEncoder
 from medsiam.encoding.preparation import PreparationSettings
 from medsiam.encoding.record import SAME_PATIENT
-from medsiam.encoding.weights import save_encoder
+from medsiam.encoding.weights import device_of, save_encoder
 from medsiam.errors import ConfigRefused
 from medsiam.training.calibration import calibrated
 from medsiam.training.curves import Curves
@@ -302,10 +302,7 @@ def _process(device: str) -> Process:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             torch.cuda.set_device(device)
         distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    found = torch.device(device)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigRefused(f"device {device} is not there ({torch.cuda.device_count()} GPUs); use cpu")
-    return Process(rank, count, found)
+    return Process(rank, count, device_of(device))
 
 
 def _made(out: Path) -> None:
