@@ -141,17 +141,29 @@ def acquired(
     return image.clamp_(0.0, 1.0) if protocol.contrast.is_ct else normalised(image)
 
 
-def sampled(signal: torch.Tensor, spacing_mm: float, view: View, *, nearest: bool = False) -> torch.Tensor:
+def sampled(
+    signal: torch.Tensor,
+    spacing_mm: float,
+    view: View,
+    *,
+    nearest: bool = False,
+    bend: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The signal (K, J, I) at the view's voxels, 0 outside.
 
     spacing_mm  of the signal, whose centre is the origin
     nearest     for label maps
+    bend        (3, K, J, I) mm on the signal's grid: sampled at place + displacement
     """
     reach = torch.tensor(signal.shape) * spacing_mm / 2.0
     matrix = view.turn * (view.size * view.spacing_mm / 2.0) / reach[:, None]
     # torch's order is (i, j, k) on both sides.
     rows = torch.cat([matrix.flip(0, 1), (view.centre_mm / reach).flip(0)[:, None]], dim=1)
     grid = functional.affine_grid(rows[None].float(), [1, 1, *(view.size,) * 3], align_corners=False)
+    if bend is not None:
+        steps = (bend / reach[:, None, None, None]).flip(0)[None]
+        moved = functional.grid_sample(steps, grid, padding_mode="border", align_corners=False)
+        grid = grid + moved.movedim(1, -1)
     mode = "nearest" if nearest else "bilinear"
     return functional.grid_sample(
         signal[None, None].float(), grid, mode=mode, padding_mode="zeros", align_corners=False

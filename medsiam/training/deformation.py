@@ -27,6 +27,9 @@ Spacing = tuple[float, float, float]
 # margin keeps the least Jacobian determinant above (1 - .7)^3 = .027.
 STEEPEST = 0.7
 
+# How much more one side of a deformation may move than the other, about its mean.
+UNEVEN = 0.35
+
 # The ventricles push what lies next to them, and a little of what lies further
 # away: widths (mm) of the two Gaussians that make the potential.
 NEAR_MM, FAR_MM = 4.0, 10.0
@@ -131,6 +134,11 @@ def atrophy(
     return Atrophy(amplitude * push, growth, achieved)
 
 
+def uneven(displacement: torch.Tensor, spacing_mm: Spacing, random: Random) -> torch.Tensor:
+    """The displacement (3, K, J, I), larger on one side than on another, and never folding."""
+    return _limited(displacement * (1.0 + UNEVEN * _uneven(displacement.shape[1:], random)), spacing_mm)
+
+
 def composed(first: torch.Tensor, second: torch.Tensor, spacing_mm: Spacing) -> torch.Tensor:
     """The one displacement that does what warping by the first, then by the second does."""
     return second + warped(first, second, spacing_mm)
@@ -207,7 +215,7 @@ def _push(
     push = _slope(potential, spacing_mm) * _eased((border - 0.5) / 0.4)
     if random is None:
         return push
-    push = push * (1.0 + 0.35 * _uneven(ventricles.shape, random))
+    push = push * (1.0 + UNEVEN * _uneven(ventricles.shape, random))
     # As the brain shrinks its border retreats too: what lies outside is sampled.
     retreat = _slope(border, spacing_mm) * _eased((border - SKULL_AT) / (0.5 - SKULL_AT))
     size = uniform(0.0, 0.35, random) * _longest(push) / max(_longest(retreat), 1e-6)

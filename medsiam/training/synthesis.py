@@ -29,13 +29,15 @@ from medsiam.training.acquisition import (
 )
 from medsiam.training.chance import Random, chance, uniform
 from medsiam.training.contrast import detail_of, painted
-from medsiam.training.deformation import WarpSettings, atrophy, person_warp, warped
+from medsiam.training.deformation import WarpSettings, atrophy, person_warp, uneven, warped
 from medsiam.training.lesions import LesionSettings, Visit, draw_lesions, truth
 from medsiam.training.lesions import painted as with_lesions
 from medsiam.training.tissues import BRAIN, NUMBER, PARENCHYMA, UNKNOWN, class_map, share_of_brain
 
 # About 60 HU as the encoder sees them: oedema is 20 HU darker, blood 30 HU brighter.
 CT_RANGE = 0.08
+# Growth for which an anatomy's deformation is kept; other sizes are its multiples, and measured.
+TYPICAL_GROWTH = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,11 @@ class Anatomy:
         if self.image is None or self.tissue is None:
             return None
         return detail_of(self.image, self.tissue)
+
+    @cached_property
+    def growing(self) -> torch.Tensor | None:
+        """What grows the ventricles by TYPICAL_GROWTH, mm; to find it takes as long as ten views."""
+        return _ageing(self, TYPICAL_GROWTH, None)
 
     @property
     def spacings_mm(self) -> tuple[float, float, float]:
@@ -114,12 +121,15 @@ class FollowUp:
 
 def another_person(anatomy: Anatomy, settings: SynthesisSettings, random: Random) -> Anatomy:
     """A person with another head: bent, wider or longer, image and tissues alike."""
-    other = _bent(anatomy, person_warp(anatomy.shape, anatomy.spacings_mm, settings.warp, random))
-    if not chance(settings.other_ventricles, random):
+    bend = person_warp(anatomy.shape, anatomy.spacings_mm, settings.warp, random)
+    other = _bent(anatomy, bend)
+    growing = anatomy.growing
+    if growing is None or not chance(settings.other_ventricles, random):
         return other
     # Else whose head it was tells how large the ventricles are, and nothing is learnt of them.
-    ageing = _ageing(other, uniform(*settings.ventricle_growth, random), random)
-    return replace(other, ageing=ageing)
+    size = uniform(*settings.ventricle_growth, random) / TYPICAL_GROWTH
+    carried = size * warped(growing, bend, anatomy.spacings_mm)
+    return replace(other, ageing=uneven(carried, anatomy.spacings_mm, random))
 
 
 def tissue_share(anatomy: Anatomy, name: str) -> float:
@@ -139,9 +149,7 @@ def scanned(
 ) -> torch.Tensor:
     """A scan (K, J, I) of the anatomy, 0..1: its contrast, then what the scanner makes of it."""
     signal = _painted(anatomy, protocol, random)
-    if anatomy.ageing is not None:
-        signal = warped(signal, anatomy.ageing, anatomy.spacings_mm)
-    seen = sampled(signal, anatomy.spacing_mm, view)
+    seen = sampled(signal, anatomy.spacing_mm, view, bend=anatomy.ageing)
     return acquired(seen, protocol, view.spacing_mm, settings.acquisition, random)
 
 
@@ -197,7 +205,7 @@ def _bent(anatomy: Anatomy, bend: torch.Tensor) -> Anatomy:
     )
 
 
-def _ageing(anatomy: Anatomy, growth: float, random: Random) -> torch.Tensor | None:
+def _ageing(anatomy: Anatomy, growth: float, random: Random | None) -> torch.Tensor | None:
     """The displacement that lets the ventricles grow by this share; None where they are not known."""
     if anatomy.tissue is None:
         return None
