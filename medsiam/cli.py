@@ -47,6 +47,9 @@ app = typer.Typer(
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")]
+FastOption = Annotated[
+    bool, typer.Option("--fast", help="A coarser noise floor in less time; the report says how much coarser.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
 ConfigOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
@@ -117,6 +120,7 @@ def compare(
     weights: WeightsOption = None,
     formats: FormatsOption = EVERY_FORMAT,
     seed: SeedOption = 0,
+    fast: FastOption = False,
     allow_different_patients: OtherPatientOption = False,
     keep_order: Annotated[
         bool, typer.Option("--keep-order", help="Take PRIOR as the earlier scan whatever the dates say.")
@@ -145,6 +149,7 @@ def compare(
         device=device,
         weights=weights,
         seed=seed,
+        fast=fast,
         allow_different_patients=allow_different_patients,
         keep_order=keep_order,
         progress=_progress(),
@@ -172,6 +177,7 @@ def trajectory(
     weights: WeightsOption = None,
     formats: FormatsOption = EVERY_FORMAT,
     seed: SeedOption = 0,
+    fast: FastOption = False,
     all_pairs: Annotated[
         bool, typer.Option("--all-pairs", help="Compare all pairs also of more than four scans.")
     ] = False,
@@ -207,7 +213,7 @@ def trajectory(
             device=device,
             weights=weights,
             seed=seed,
-            rules=Rules(allow_different_patients, keep_order, all_pairs),
+            rules=Rules(allow_different_patients, keep_order, all_pairs, fast),
             keep=writer.keep,
             progress=_progress(),
         )

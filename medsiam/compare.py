@@ -10,21 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from medsiam import __version__
-from medsiam.change.comparison import Comparison, EmbeddingDistance, Provenance, Verdict
-from medsiam.change.difference import measure_difference
-from medsiam.change.findings import FoundChange, find_changes
-from medsiam.change.verdict import (
-    NOT_MEASURED,
-    decide,
-    figures,
-    on_current_grid,
-    prior_on_current,
-    tellable,
-)
+from medsiam.change.brain_volume import measure_brain_volume_change
+from medsiam.change.comparison import Comparison, EmbeddingDistance, Provenance
+from medsiam.change.dense import dense_weights_sha256
+from medsiam.change.measure import MeasuredChange, measure_change
+from medsiam.change.verdict import Judged, judge_change, judge_radiographs
 from medsiam.config import CompareSettings, load_settings
 from medsiam.encoding.encoder import Encoder, cosine_distance
 from medsiam.encoding.weights import load_encoder
@@ -32,8 +25,9 @@ from medsiam.errors import InputRefused, ResourceExhausted
 from medsiam.pairing.body_parts import regions_of
 from medsiam.pairing.comparability import check_comparable, judge, unknown_notes
 from medsiam.pairing.identity_check import check_identity
-from medsiam.pairing.pair_up import pair_up
-from medsiam.pairing.region import brain_weights_sha256
+from medsiam.pairing.pair_up import find_regions, pair_up
+from medsiam.pairing.radiograph_pair import pair_up_radiographs
+from medsiam.pairing.region import Region, brain_weights_sha256
 from medsiam.pairing.registration import pose_sentence
 from medsiam.pairing.series_match import match_series
 from medsiam.pairing.values import Comparability, Pair
@@ -57,6 +51,7 @@ def compare_series(
     device: str = "auto",
     weights: str | None = None,
     seed: int = 0,
+    fast: bool = False,
     allow_different_patients: bool = False,
     keep_order: bool = False,
     progress: Progress = silent,
@@ -66,6 +61,7 @@ def compare_series(
     prior, current   a folder, file or zip of DICOM, a DICOMDIR, NIfTI, or a radiograph
     prior_series, current_series   which series to take; otherwise the best pair
     weights          an encoder's safetensors file
+    fast             a coarser noise floor in less time, for batches; the report says how much coarser
 
     Raises InputRefused (with the reason and the remedy) where no true answer can
     be given, ConfigRefused for settings that do not exist.
@@ -88,6 +84,7 @@ def compare_series(
         device=device,
         weights=weights,
         seed=seed,
+        fast=fast,
         notes=(*told, *notes),
         progress=progress,
     )
@@ -105,6 +102,7 @@ def compare(
     device: str = "auto",
     weights: str | None = None,
     seed: int = 0,
+    fast: bool = False,
     notes: tuple[str, ...] = (),
     progress: Progress = silent,
 ) -> Comparison:
@@ -118,23 +116,31 @@ def compare(
     clock = _Stages()
     comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
     check_comparable(comparability)
-    progress("registering")
-    pair = pair_up(prior, current, comparability, settings.pairing, chosen)
-    clock.ends("pair")
-    progress("measuring change")
-    difference = measure_difference(pair, settings.difference, chosen)
-    found = find_changes(pair, difference, settings.findings)
-    change_map, labels = on_current_grid(pair, difference, found, settings.findings)
+    if prior.spatial_dims == current.spatial_dims == 2:
+        progress("registering")
+        radiograph = pair_up_radiographs(prior, current, comparability, settings.pairing, chosen)
+        pair, brain = radiograph.pair, None
+        clock.ends("pair")
+        progress("measuring change")
+        judged = judge_radiographs(radiograph)
+    else:
+        progress("registering")
+        regions = find_regions(prior, current)
+        pair = pair_up(prior, current, comparability, settings.pairing, chosen, regions=regions)
+        clock.ends("pair")
+        reverse = functools.partial(_reversed, pair, settings, chosen, regions)
+        change = None
+        if pair.registration.quality != "failed":
+            steps = settings.change(fast=fast)
+            change = measure_change(pair, reverse, steps, seed=seed, device=chosen, told=progress)
+        judged = judge_change(pair, change, settings.findings)
+        progress("measuring brain volume")
+        brain = measure_brain_volume_change(pair, settings.brain_volume, seed=seed, device=chosen)
     clock.ends("change")
-    verdict, reason = decide(found.findings, pair.registration, pair.region)
-    told = tellable(found, pair)
-    if told is None:
-        labels = np.zeros_like(labels)
-    if pair.registration.quality == "failed":
-        change_map = np.zeros_like(change_map)
     progress("embedding")
     encoder, embedding, encoder_notes = _embedded(pair, weights, chosen)
     clock.ends("encode")
+    told = judged.certificates
     all_notes = (
         *notes,
         *prior.acquisition.assumptions,
@@ -142,23 +148,22 @@ def compare(
         *unknown_notes(prior.acquisition, current.acquisition),
         *pair.notes,
         pose_sentence(pair.registration),
-        *((reason,) if reason else ()),
+        *((judged.reason,) if judged.reason else ()),
+        *((told.note,) if told is not None and told.note else ()),
         *encoder_notes,
     )
-    shown = prior_on_current(prior, current, pair.registration)
-    clock.ends("resample")
     return Comparison(
         prior=prior,
         current=current,
-        verdict=verdict,
-        summary=_summary(verdict, reason, found, comparability),
+        verdict=judged.verdict,
+        summary=_summary(judged, comparability),
         comparability=comparability,
         registration=pair.registration,
-        change=NOT_MEASURED if told is None else figures(told),
-        findings=() if told is None else told.findings,
-        change_map=change_map,
-        labels=labels,
-        prior_on_current=shown,
+        change=judged.figures,
+        findings=judged.findings,
+        change_map=judged.change_map,
+        labels=judged.labels,
+        prior_on_current=judged.prior_on_current,
         provenance=Provenance(
             medsiam=__version__,
             config=dataclasses.asdict(settings),
@@ -170,6 +175,10 @@ def compare(
             peak_memory_mb=_peak_memory_mb(),
         ),
         embedding=embedding,
+        noise_floor=None if told is None else told.floor,
+        order_reversal=None if told is None else told.order_reversal,
+        erase_test=None if told is None else told.erase_test,
+        brain_volume=brain,
         notes=tuple(dict.fromkeys(all_notes)),
     )
 
@@ -255,22 +264,43 @@ def _encoder(weights: str | None, spatial_dims: int, device: str) -> Encoder:
 
 
 def _weights_of(pair: Pair) -> dict[str, str]:
-    return {"brain": brain_weights_sha256()} if pair.region == "brain" else {}
+    if pair.region != "brain":
+        return {}
+    return {"brain": brain_weights_sha256(), "change": dense_weights_sha256()}
 
 
-def _summary(verdict: Verdict, reason: str, found: FoundChange, comparability: Comparability) -> str:
+def _reversed(
+    pair: Pair, settings: CompareSettings, device: torch.device, regions: tuple[Region, Region]
+) -> Pair:
+    """The pair made anew with prior and current exchanged."""
+    prior, current = pair.current, pair.prior
+    comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
+    return pair_up(prior, current, comparability, settings.pairing, device, regions=(regions[1], regions[0]))
+
+
+def _summary(judged: Judged, comparability: Comparability) -> str:
     """One plain sentence."""
-    if verdict == "indeterminate":
-        return f"No verdict: {reason}."
+    if judged.verdict == "indeterminate":
+        return f"No verdict: {judged.reason}."
     changed = "; the protocol changed between the scans" * (comparability.category == "protocol-changed")
-    if verdict == "stable":
-        return f"No change beyond the noise of this pair{changed}."
-    kinds = [finding.kind for finding in found.findings]
+    if judged.verdict == "stable":
+        return f"No change beyond the noise of this pair{_unseen(judged.certificates)}{changed}."
+    kinds = [finding.kind for finding in judged.findings]
     counts = [
         f"{kinds.count(kind)} {kind}" for kind in ("new", "enlarged", "shrunk", "resolved") if kind in kinds
     ]
     places = "finding" if len(kinds) == 1 else "findings"
     return f"{len(kinds)} {places} beyond the noise of this pair: {', '.join(counts)}{changed}."
+
+
+def _unseen(change: MeasuredChange | None) -> str:
+    """What a scan without findings may still hide, as the second half of a sentence."""
+    if change is None or not change.floor.injected:
+        return ""
+    smallest_ml = change.floor.smallest_ml
+    if smallest_ml is None:
+        return "; what could have been seen is uncertain"
+    return f"; a lesion of {smallest_ml:.2g} ml would have been seen in {change.floor.share:.0%} of cases"
 
 
 class _Stages:

@@ -20,8 +20,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
+from medsiam.change.brain_volume import BrainVolumeSettings
 from medsiam.change.difference import DifferenceSettings
 from medsiam.change.findings import FindingSettings
+from medsiam.change.measure import ChangeSettings
+from medsiam.change.noise_floor import NoiseFloorSettings, StepSettings
 from medsiam.errors import ConfigRefused
 from medsiam.pairing.intensity import IntensitySettings
 from medsiam.pairing.pair_up import PairSettings
@@ -51,11 +54,19 @@ class CompareSettings:
     intensity: IntensitySettings = dataclasses.field(default_factory=IntensitySettings)
     difference: DifferenceSettings = dataclasses.field(default_factory=DifferenceSettings)
     findings: FindingSettings = dataclasses.field(default_factory=FindingSettings)
+    noise_floor: NoiseFloorSettings = dataclasses.field(default_factory=NoiseFloorSettings)
+    brain_volume: BrainVolumeSettings = dataclasses.field(default_factory=BrainVolumeSettings)
 
     @property
     def pairing(self) -> PairSettings:
         """What bringing two scans together needs of them."""
         return PairSettings(self.registration, self.intensity)
+
+    def change(self, *, fast: bool = False) -> ChangeSettings:
+        """What measuring a pair's change needs of them."""
+        return ChangeSettings(
+            StepSettings(self.intensity, self.difference, self.findings), self.noise_floor, fast
+        )
 
 
 def load_settings(path: str | Path, kind: type[T]) -> T:

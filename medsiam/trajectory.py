@@ -61,11 +61,13 @@ class Rules:
 
     keep_order  take the scans in the order given, whatever their times say
     all_pairs   compare all pairs also of many scans
+    fast        a coarser noise floor for each pair
     """
 
     allow_different_patients: bool = False
     keep_order: bool = False
     all_pairs: bool = False
+    fast: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +162,7 @@ def follow(
             device=device,
             weights=weights,
             seed=seed,
+            fast=rules.fast,
             notes=notes[key],
             progress=lambda step: progress(f"{step} {prior}-{current}"),
         )

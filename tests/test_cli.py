@@ -68,12 +68,12 @@ def test_every_option_reaches_the_comparison(tmp_path, compares):
     calls = compares(comparison())
     run_compare(
         tmp_path, "--prior-series", "1.2", "--current-series", "1.3", "--device", "cpu", "--weights", "w",
-        "--seed", "5", "--allow-different-patients", "--keep-order", "--config", "c.yaml",
+        "--seed", "5", "--fast", "--allow-different-patients", "--keep-order", "--config", "c.yaml",
     )  # fmt: skip
     options = {name: str(value) for name, value in calls[0][1].items() if name != "progress"}
     assert options == {
         "prior_series": "1.2", "current_series": "1.3", "device": "cpu", "weights": "w", "seed": "5",
-        "allow_different_patients": "True", "keep_order": "True", "config": "c.yaml",
+        "allow_different_patients": "True", "keep_order": "True", "config": "c.yaml", "fast": "True",
     }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def test_the_demo_writes_three_series_and_a_page_that_links_both_reports(tmp_pat
     """With a stand-in for the comparison, so that it takes a second."""
     folders = []
 
-    def compare(prior, current, *, seed):
+    def compare(prior, current, *, seed, fast):
         folders.append((prior.name, current.name, len(list(current.glob("*.dcm")))))
         return comparison()
 

@@ -275,7 +275,7 @@ def test_every_option_reaches_the_trajectory(tmp_path, follows):
     calls = follows(grown())
     result = run(
         "a", "b", "c", "--out", tmp_path, "--config", "c.yaml", "--device", "cpu", "--weights", "w",
-        "--seed", "5", "--allow-different-patients", "--keep-order", "--all-pairs",
+        "--seed", "5", "--fast", "--allow-different-patients", "--keep-order", "--all-pairs",
         "--formats", "html", "--json",
     )  # fmt: skip
     scans, options = calls[0]
@@ -284,7 +284,9 @@ def test_every_option_reaches_the_trajectory(tmp_path, follows):
     assert {name: str(value) for name, value in options.items()} == {
         "config": "c.yaml", "device": "cpu", "weights": "w", "seed": "5",
     }  # fmt: skip
-    assert rules == {"allow_different_patients": True, "keep_order": True, "all_pairs": True}
+    assert rules == {
+        "allow_different_patients": True, "keep_order": True, "all_pairs": True, "fast": True,
+    }  # fmt: skip
     assert json.loads(result.stdout) == json.loads((tmp_path / "trajectory.json").read_text())
     assert names(tmp_path) == [
         "pairs/1-2/report.html",

@@ -27,6 +27,8 @@ DICE = {
 PRECISION = {"patient01": "plain subtraction .42", "patient19": "plain subtraction .35"}
 # Change smaller than this is not asked of anyone.
 SMALLEST_LESION_MM3 = 30.0
+# Scans made anew of each visit, and their noise as a share of the brightest tissue.
+RESCANS_OF_EACH, NOISE_OF_TOP = 3, 0.02
 
 
 def measure(data: Path | None, seed: int) -> Scores:
@@ -35,6 +37,7 @@ def measure(data: Path | None, seed: int) -> Scores:
     rows += _same_day_rows(data_folder(data), seed)
     for pair in ms_pairs(data):
         rows += _self_rows(pair, seed)
+    rows += _rescan_rows(data, seed)
     return Scores("change", "ms-longitudinal, mr-same-day", seed, tuple(rows))
 
 
@@ -50,9 +53,29 @@ def _ms_rows(pair: MsPair, seed: int) -> Iterator[Score]:
         average_precision(strength[inside], truth[inside]),
         PRECISION.get(pair.name, ""),
     )
+    yield from _certificate_rows(pair.name, comparison)
     met, lesions = lesions_met(truth, found, pair.common.voxel_ml * 1000.0)
     yield Score(f"{pair.name}: lesions over 30 mm3 met, of {lesions}", met)
     yield Score(f"{pair.name}: found places without truth", _without_truth(found & inside, truth))
+
+
+def _certificate_rows(name: str, comparison: Comparison) -> Iterator[Score]:
+    """What the comparison says of its own noise and of its reverse."""
+    floor, reversal, erased = comparison.noise_floor, comparison.order_reversal, comparison.erase_test
+    if floor is None or reversal is None or erased is None:
+        return
+    unseen = float("nan")
+    half, most = (value if value is not None else unseen for value in (floor.half_ml, floor.smallest_ml))
+    contrast = f"lesions of {floor.contrast:.0%} contrast put in"
+    yield Score(f"{name}: found half of the times, ml", half, contrast, "<= .05")
+    yield Score(f"{name}: found in {floor.share:.0%} of cases, ml", most, contrast, "<= .15")
+    for third, value in floor.by_third_ml.items():
+        yield Score(f"{name}: likewise, {third} third, ml", unseen if value is None else value)
+    yield Score(f"{name}: order reversal, error of the score", reversal.error, "", "< 1e-5")
+    yield Score(f"{name}: order reversal, Dice of the maps", reversal.dice, "", "> .95")
+    yield Score(
+        f"{name}: magnitude left once findings are erased, of {erased.magnitude:.2f}", erased.all_erased
+    )
 
 
 def found_on_common(comparison: Comparison, pair: MsPair) -> NDArray[np.bool_]:
@@ -87,6 +110,43 @@ def _self_rows(pair: MsPair, seed: int) -> Iterator[Score]:
         yield Score(f"{pair.name} against {name}: findings ({result.verdict})", len(result.findings), "", "0")
 
 
+def _rescan_rows(data: Path | None, seed: int) -> Iterator[Score]:
+    """Findings between each scan and itself scanned again: another pose, grid, gain, curve and noise."""
+    findings = pairs = abstained = 0
+    for pair in ms_pairs(data):
+        for number, scan in enumerate((pair.prior, pair.current)):
+            for n in range(RESCANS_OF_EACH):
+                random = np.random.default_rng([seed, number, n])
+                result = compare(scan, scanned_again(scan, random), seed=seed, fast=True)
+                pairs += 1
+                abstained += result.verdict == "indeterminate"
+                findings += len(result.findings)
+    yield Score(
+        f"false findings a pair, of {pairs} scans made anew", findings / pairs, "nominal .05", "<= .05"
+    )
+    yield Score("of them, without a verdict", abstained / pairs)
+
+
+def scanned_again(scan: Volume, random: np.random.Generator) -> Volume:
+    """The scan in another pose on a grid of its own, with another gain, contrast curve and noise."""
+    turn, shift = np.radians(random.uniform(-8.0, 8.0, 3)), random.uniform(-8.0, 8.0, 3)
+    motion = translation(shift) @ about(scan.grid.centre_mm, _turned(turn))
+    values = sample(torch.tensor(scan.array), scan.grid, scan.grid, motion, outside="border").numpy()
+    top = float(np.percentile(values, 99.5))
+    curved = top * np.clip(values / top, 0.0, None) ** random.uniform(0.85, 1.18)
+    noise = NOISE_OF_TOP * top * random.standard_normal((2, *values.shape))
+    # Magnitude images have Rician noise (Gudbjartsson and Patz 1995).
+    noisy = np.hypot(random.uniform(0.6, 1.7) * curved + noise[0], noise[1]).astype(np.float32)
+    return Volume(noisy, scan.grid, scan.acquisition)
+
+
+def _turned(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    (a, b, c), (x, y, z) = np.cos(angles), np.sin(angles)
+    around_x = np.array([[1.0, 0.0, 0.0], [0.0, a, -x], [0.0, x, a]])
+    around_y = np.array([[b, 0.0, y], [0.0, 1.0, 0.0], [-y, 0.0, b]])
+    return around_x @ around_y @ np.array([[c, -z, 0.0], [z, c, 0.0], [0.0, 0.0, 1.0]])
+
+
 def _on_common(field: NDArray[np.generic], pair: MsPair) -> NDArray[np.float32]:
     values = torch.from_numpy(field.astype(np.float32))
     out: NDArray[np.float32] = sample(
@@ -108,9 +168,7 @@ def average_precision(strength: NDArray[np.float32], truth: NDArray[np.bool_]) -
     return float((precision * ranked).sum() / max(int(ranked.sum()), 1))
 
 
-def lesions_met(
-    truth: NDArray[np.bool_], found: NDArray[np.bool_], voxel_mm3: float
-) -> tuple[int, int]:
+def lesions_met(truth: NDArray[np.bool_], found: NDArray[np.bool_], voxel_mm3: float) -> tuple[int, int]:
     """How many true lesions over SMALLEST_LESION_MM3 a finding touches, and how many there are."""
     labels, _ = ndimage.label(truth, structure=np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())[1:] * voxel_mm3
@@ -122,4 +180,3 @@ def lesions_met(
 def _without_truth(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> int:
     labels, count = ndimage.label(found, structure=np.ones((3, 3, 3)))
     return count - int(np.unique(labels[truth & (labels > 0)]).size)
-

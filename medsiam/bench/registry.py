@@ -28,6 +28,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "change": Benchmark(
         "agreement with experts' change masks, and findings where nothing changed", "medsiam.bench.change"
     ),
+    "brain-volume": Benchmark(
+        "known change of the brain's volume recovered, and none where there is none",
+        "medsiam.bench.brain_volume",
+    ),
+    "radiographs": Benchmark(
+        "chest radiographs: change score against the course of the disease, opacities put in",
+        "medsiam.bench.radiographs",
+    ),
     "encoder": Benchmark(
         "who is found again, and what neighbours share, by the embedding alone", "medsiam.bench.encoder"
     ),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medsiam.change.brain_volume import BrainVolumeChange
 from medsiam.pairing.values import Comparability, Registration
 from medsiam.volume import Volume
 
@@ -21,17 +22,23 @@ class Finding:
 
     label            its number in the findings image, 1 is the most certain
     centre_lps_mm    in the current scan's world
-    volumes in ml, both by the same rule
+    volumes          in ml, both by the same rule; None in a radiograph, which has none
+    areas            of a radiograph's opacity, in percent of both lungs' area; else None
+    zone             of the lungs, "right upper" …; "" where there is none
     """
 
     label: int
     tracking_uid: str
     kind: Kind
     centre_lps_mm: tuple[float, float, float]
-    volume_prior_ml: float
-    volume_current_ml: float
-    delta_ml: float
+    volume_prior_ml: float | None
+    volume_current_ml: float | None
+    delta_ml: float | None
     p_value: float
+    area_prior_percent: float | None = None
+    area_current_percent: float | None = None
+    delta_percent: float | None = None
+    zone: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,72 @@ class Change:
     appearing_ml: float | None
     resolving_ml: float | None
     order_reversal_error: float | None
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """What the acquisitions of this pair change by themselves, and what could not have been seen.
+
+    noise, edge_mm   deviation of the pair's difference where the image is flat, in units of the
+                     typical tissue value; and how far its edges lie off each other
+    noise_ratio      that noise over what both scans' own noise explains: what a change of protocol
+                     adds; None where it is not known
+    rescans, seed    pseudo-rescans that it was learnt from
+    fast             fewer of them than by default
+    rate_error       relative standard error of the expected number of false findings
+    false_findings   expected in a scan without change, at most
+    threshold        deviations from which a lone finding is believed
+    smallest_ml      volume that is found with the chance `share`; None where none was
+    half_ml          volume that is found half of the times
+    by_third_ml      smallest_ml in the lower, middle and upper third of the region
+    injected, contrast   lesions put in to learn that, and their contrast to the tissue
+    """
+
+    noise: float
+    edge_mm: float
+    noise_ratio: float | None
+    rescans: int
+    seed: int
+    fast: bool
+    rate_error: float
+    false_findings: float
+    threshold: float
+    smallest_ml: float | None
+    half_ml: float | None
+    by_third_ml: dict[str, float | None]
+    injected: int
+    contrast: float
+    share: float
+
+
+@dataclass(frozen=True)
+class OrderReversal:
+    """The whole comparison run from current to prior, held against this one.
+
+    error   |score of prior to current + score of current to prior|
+    dice    of the two maps where they show change, signs exchanged; 1 where neither does
+    """
+
+    error: float
+    dice: float
+    registration_mm: float
+
+
+@dataclass(frozen=True)
+class ErasedFinding:
+    """What is left of the magnitude once finding `label` is replaced by the registered prior."""
+
+    label: int
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class EraseTest:
+    """The magnitude as it is, with all findings replaced by the registered prior, and with one each."""
+
+    magnitude: float
+    all_erased: float
+    each: tuple[ErasedFinding, ...]
 
 
 @dataclass(frozen=True)
@@ -98,6 +171,10 @@ class Comparison:
     prior_on_current: NDArray[np.float32]
     provenance: Provenance
     embedding: EmbeddingDistance | None = None
+    noise_floor: NoiseFloor | None = None
+    order_reversal: OrderReversal | None = None
+    erase_test: EraseTest | None = None
+    brain_volume: BrainVolumeChange | None = None
     notes: tuple[str, ...] = ()
 
     @property

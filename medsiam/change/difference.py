@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsiam.pairing.intensity import curve, interpolated, robust_deviation, thinned
+from medsiam.pairing.intensity import TUKEY_CUTOFF, curve, interpolated, robust_deviation, thinned
 from medsiam.pairing.sampling import Field, smooth
 from medsiam.pairing.sequences import sequence_family
 from medsiam.pairing.values import Pair
@@ -51,16 +51,20 @@ class DifferenceMap:
     noise      likewise, the deviation that this pair's noise has there
     evidence   likewise, one is noticeable: contrast over noise, and where lesions are known
                to be bright only as far as the brighter scan is abnormal there
+    mean       likewise, of both scans after smoothing, not zero outside
     standing   likewise, how much more the place stands out in the current scan
                than in the prior; its sign tells appearing from resolving
     bright     whether the sequence shows lesions brighter than tissue
+    smoothing_voxels  sigma (k, j, i) of the matched filter
     """
 
     contrast: NDArray[np.float32]
     noise: NDArray[np.float32]
     evidence: NDArray[np.float32]
     standing: NDArray[np.float32]
+    mean: NDArray[np.float32]
     bright: bool
+    smoothing_voxels: tuple[float, float, float]
 
 
 # Steepness classes of the noise curve.
@@ -71,6 +75,9 @@ CLIP_DEVIATIONS = 3.0
 ONSET_WIDTH = 0.5
 # Tissue probability that counts as pure when tissue values are averaged.
 PURE = 0.5
+# The fit of what the protocols changed: voxels it is made on, rounds of re-weighting, the width
+# (voxels) over which a tissue tells on its neighbours, and what keeps it solvable.
+FIT_SAMPLES, FIT_ROUNDS, KIND_SIGMA_VOXELS, RIDGE = 150_000, 4, 2.0, 1e-6
 # FLAIR: fluid at most, and grey matter at least, this share of white matter's value.
 DARK_FLUID, BRIGHT_GREY = 0.9, 1.05
 FLUID, GREY, WHITE = 1, 2, 3
@@ -83,8 +90,8 @@ def measure_difference(pair: Pair, settings: DifferenceSettings, device: torch.d
     spacing_mm = float(pair.grid.spacing_mm[-1])
     sigma = _voxels(max(settings.smoothing_mm, 0.7 * spacing_mm), spacing_mm)
     one, other = smooth(prior, sigma), smooth(current, sigma)
-    contrast = (other - one) * tissue
-    noise = _noise(contrast, _steepness(0.5 * (one + other)), tissue, spacing_mm, settings)
+    contrast = _without_protocol(other - one, 0.5 * (one + other), pair, tissue) * tissue
+    noise = _noise(contrast, steepness(0.5 * (one + other)), tissue, spacing_mm, settings)
     evidence = contrast / noise
     bright = shows_lesions_bright(pair)
     if bright:
@@ -103,15 +110,55 @@ def measure_difference(pair: Pair, settings: DifferenceSettings, device: torch.d
         noise=noise.cpu().numpy(),
         evidence=(evidence * tissue).cpu().numpy(),
         standing=(standing * tissue).cpu().numpy(),
+        mean=(0.5 * (one + other)).cpu().numpy(),
         bright=bright,
+        smoothing_voxels=sigma,
     )
+
+
+def _without_protocol(contrast: Field, mean: Field, pair: Pair, tissue: Field) -> Field:
+    """The contrast less what another sharpness and another weighting of the tissues make of it.
+
+    A robust linear fit to the whole scan on what both scans show alike: second
+    derivatives of their mean (a blur adds a share of them: the heat equation), its
+    brightness, and each kind of tissue. Lesions are too few to bend it.
+    """
+    if not bool(tissue.any()):
+        return contrast
+    axes = [axis for axis, size in enumerate(mean.shape) if size > 2]
+    parts = [torch.gradient(torch.gradient(mean, dim=axis)[0], dim=axis)[0] for axis in axes]
+    parts += [torch.ones_like(mean), mean, mean * mean]
+    for kind in () if pair.tissue_kinds is None else pair.tissue_kinds[1:]:
+        share = torch.tensor(kind, device=mean.device)
+        parts += [share, smooth(share, (KIND_SIGMA_VOXELS,) * 3), share * mean]
+    places = tissue.nonzero()
+    places = places[:: max(1, len(places) // FIT_SAMPLES)]
+    k, j, i = places.T
+    rows = torch.stack([part[k, j, i] for part in parts], dim=1).double()
+    weights = _robust_weights(rows, contrast[k, j, i].double())
+    for part, weight in zip(parts, weights.tolist(), strict=True):
+        contrast = contrast - weight * part
+    return contrast
+
+
+def _robust_weights(rows: Field, values: Field) -> Field:
+    """Tukey's biweight regression of values (n,) on rows (n, p), by re-weighted least squares."""
+    ridge = RIDGE * rows.square().mean(dim=0).diag() * len(rows)
+    trust = torch.ones_like(values)
+    for _ in range(FIT_ROUNDS):
+        weighted = rows * trust[:, None]
+        weights: Field = torch.linalg.solve(weighted.T @ rows + ridge, weighted.T @ values)
+        left = values - rows @ weights
+        scale = max(robust_deviation(left), 1e-9)
+        trust = (1.0 - (left / (TUKEY_CUTOFF * scale)) ** 2).clamp_min(0.0) ** 2
+    return weights
 
 
 def _voxels(sigma_mm: float, spacing_mm: float) -> tuple[float, float, float]:
     return (sigma_mm / spacing_mm,) * 3
 
 
-def _steepness(field: Field) -> Field:
+def steepness(field: Field) -> Field:
     """Magnitude of the gradient per voxel; a flat axis adds nothing."""
     axes = [axis for axis, size in enumerate(field.shape) if size > 1]
     slopes = torch.gradient(field, dim=axes)

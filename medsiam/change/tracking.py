@@ -141,7 +141,7 @@ def _lesion(number: int, track: _Track, days: Sequence[float | None]) -> Followe
         frame=founding.frame,
         centre_lps_mm=(x, y, z),
         sightings=tuple(
-            Sighting(m.pair, m.place.finding.label, m.place.finding.kind, m.place.finding.delta_ml)
+            Sighting(m.pair, m.place.finding.label, m.place.finding.kind, m.place.finding.delta_ml or 0.0)
             for m in track.members
         ),
         volumes=volumes,
@@ -159,5 +159,5 @@ def _volumes(track: _Track) -> tuple[ScanVolume, ...]:
             (member.pair[1], finding.volume_current_ml, finding.kind == "resolved"),
         )
         for scan, volume_ml, is_absent in sides:
-            found.setdefault(scan, []).append(Measurement(member.pair, volume_ml, is_absent))
+            found.setdefault(scan, []).append(Measurement(member.pair, volume_ml or 0.0, is_absent))
     return tuple(ScanVolume(scan, tuple(found[scan])) for scan in sorted(found))

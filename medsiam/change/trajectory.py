@@ -207,7 +207,9 @@ class Trajectory:
 
 def pair_change(comparison: Comparison, prior: int, current: int) -> PairChange:
     """The comparison of two numbered scans, less its images."""
-    is_told = comparison.verdict != "indeterminate"
+    # A radiograph's opacities have no volume that could be followed.
+    has_ml = all(finding.delta_ml is not None for finding in comparison.findings)
+    is_told = comparison.verdict != "indeterminate" and has_ml
     return PairChange(
         prior=prior,
         current=current,

@@ -31,6 +31,8 @@ class IntensitySettings:
 
 # Below this share of the typical tissue signal a logarithm would amplify noise.
 LOG_FLOOR = 0.05
+# Noise is smoothed away over the larger of these lengths before the contrast curve is read.
+CURVE_SIGMA_MM, CURVE_SIGMA_VOXELS = 1.0, 0.7
 TUKEY_CUTOFF = 4.685
 # Quantiles are drawn from at most this many voxels, evenly spaced.
 MOST_SAMPLES = 200_000
@@ -65,7 +67,8 @@ def equalise(
     if signed:
         return prior / 100.0, current / 100.0
     one, other = _without_bias(prior, current, tissue, settings.bias_sigma_mm / spacing_mm, settings.rounds)
-    return _with_one_curve(one, other, tissue, settings.curve_bins)
+    sigma = max(CURVE_SIGMA_MM / spacing_mm, CURVE_SIGMA_VOXELS)
+    return _with_one_curve(one, other, tissue, settings.curve_bins, sigma)
 
 
 def _without_bias(
@@ -91,10 +94,18 @@ def _log(field: Field, tissue: Field) -> Field:
     return torch.log(field.clamp_min(max(LOG_FLOOR * typical, 1e-6)))
 
 
-def _with_one_curve(one: Field, other: Field, tissue: Field, bins: int) -> tuple[Field, Field]:
-    """Both fields less half the typical difference at their mean brightness."""
-    mean, gap = 0.5 * (one + other), other - one
-    brightness, typical = curve(thinned(mean[tissue]), thinned(gap[tissue]), bins)
+def _with_one_curve(
+    one: Field, other: Field, tissue: Field, bins: int, sigma_voxels: float
+) -> tuple[Field, Field]:
+    """Both fields less half the typical difference at their mean brightness.
+
+    Read off smoothed fields: where one scan is noisier than the other its noise would
+    pass for a contrast curve, since a voxel too bright in one is too bright in the mean.
+    """
+    calm = [smooth(field, (sigma_voxels,) * 3) for field in (one, other)]
+    quiet, gap = 0.5 * (calm[0] + calm[1]), calm[1] - calm[0]
+    brightness, typical = curve(thinned(quiet[tissue]), thinned(gap[tissue]), bins)
+    mean = 0.5 * (one + other)
     expected = interpolated(mean, brightness, typical)
     return one + expected / 2.0, other - expected / 2.0
 

@@ -39,14 +39,25 @@ def pair_up(
     comparability: Comparability,
     settings: PairSettings,
     device: torch.device,
+    *,
+    regions: tuple[Region, Region] | None = None,
 ) -> Pair:
-    """Both volumes in their halfway space, each interpolated once, with how well they fit."""
-    regions = find_region(prior), find_region(current)
-    if {regions[0].kind, regions[1].kind} == {"brain", "body"}:
-        regions = find_region(prior, brain=False), find_region(current, brain=False)
+    """Both volumes in their halfway space, each interpolated once, with how well they fit.
+
+    regions  as find_regions gives them, where they are known
+    """
+    regions = regions or find_regions(prior, current)
     scans = [_scan(v, r, device) for v, r in zip((prior, current), regions, strict=True)]
     registration = register(scans[0], scans[1], settings.registration)
     return bring_together(prior, current, regions, registration, comparability, settings.intensity, device)
+
+
+def find_regions(prior: Volume, current: Volume) -> tuple[Region, Region]:
+    """Where change is looked for in both: the brain where both show one."""
+    regions = find_region(prior), find_region(current)
+    if {regions[0].kind, regions[1].kind} == {"brain", "body"}:
+        return find_region(prior, brain=False), find_region(current, brain=False)
+    return regions
 
 
 def _scan(volume: Volume, region: Region, device: torch.device) -> Scan:
@@ -69,13 +80,12 @@ def bring_together(
     motions = half, np.linalg.inv(half)
     grid = _halfway_grid((prior, current), regions, motions)
     weights = [
-        sample(torch.tensor(r.weight, device=device), v.grid, grid, m)
-        * coverage(v.grid, grid, m, device)
+        sample(torch.tensor(r.weight, device=device), v.grid, grid, m) * coverage(v.grid, grid, m, device)
         for v, r, m in zip((prior, current), regions, motions, strict=True)
     ]
     tissue = torch.minimum(*weights) > TISSUE_SHARE
     fields = [
-        sample(_like_sharpness(v, o, device), v.grid, grid, m, outside="border")
+        sample(like_sharpness(v, o, device), v.grid, grid, m, outside="border")
         for v, o, m in zip((prior, current), (current, prior), motions, strict=True)
     ]
     spacing_mm = float(grid.spacing_mm[-1])
@@ -123,7 +133,7 @@ def _halfway_grid(
     return covering(boxes, (spacing,) * 3)
 
 
-def _like_sharpness(volume: Volume, other: Volume, device: torch.device) -> Field:
+def like_sharpness(volume: Volume, other: Volume, device: torch.device) -> Field:
     """The volume, smoothed along its slice axis where the other's slices are thicker.
 
     A slice of thickness t blurs like a Gaussian of variance t^2 / 12 along its

@@ -15,20 +15,14 @@ import numpy as np
 
 from medsiam.change.comparison import Change, Comparison, EmbeddingDistance, Finding, Provenance
 from medsiam.pairing.values import Comparability, Registration
+from medsiam.report.measured_json import measured_json
+from medsiam.report.numbers import PLACES_MATRIX, PLACES_ML, PLACES_MM, PLACES_SHARE, places, significant
 from medsiam.volume import Acquisition, Matrix, Volume
 
 SCHEMA = "medsiam.comparison/1"
 RESEARCH_USE = "Research use only - not a medical device."
 NO_EMBEDDING = "The twin encoder was not run, so neither distance nor same-patient check is given."
 NOT_REACHED = "The comparison was refused before the twin encoder was run."
-
-# A thousandth of a millimetre and a hundredth of a microlitre lie far below
-# what any scanner resolves; a rotation needs nine places to hold that at 1 m.
-PLACES_MM = 3
-PLACES_ML = 5
-PLACES_MATRIX = 9
-PLACES_SHARE = 6
-SIGNIFICANT_DIGITS = 4
 
 
 def to_json(
@@ -51,7 +45,7 @@ def to_json(
         "summary": comparison.summary,
         "prior": scan_json(comparison.prior),
         "current": scan_json(comparison.current),
-        "interval_days": _places(_interval_days(comparison.prior, comparison.current), 3),
+        "interval_days": places(_interval_days(comparison.prior, comparison.current), 3),
         "comparability": comparability_json(comparison.comparability),
         "registration": registration_json(comparison.registration),
         "change": change_json(comparison.change),
@@ -60,6 +54,7 @@ def to_json(
         "similar_cases": list(similar_cases),
         "provenance": _provenance_json(comparison.provenance, comparison.prior, comparison.current),
         "files": dict(files),
+        **measured_json(comparison),
         "notes": list(comparison.notes),
         "embedding_note": NO_EMBEDDING if embedding is None else None,
         "research_use": RESEARCH_USE,
@@ -89,7 +84,7 @@ def refusal_json(
         "summary": f"No comparison was made: {message}",
         "prior": scan_json(prior),
         "current": scan_json(current),
-        "interval_days": _places(_interval_days(prior, current), 3),
+        "interval_days": places(_interval_days(prior, current), 3),
         "comparability": comparability_json(comparability),
         "registration": registration_json(registration),
         "change": change_json(None),
@@ -125,7 +120,7 @@ def scan_json(scan: Volume | Acquisition | None) -> dict[str, Any] | None:
         "description": told.description or None,
         "acquired": told.acquired.isoformat(timespec="seconds") if told.acquired else None,
         "shape_kji": [int(n) for n in grid.shape] if grid else None,
-        "spacing_kji_mm": [_places(mm, PLACES_MM) for mm in grid.spacing_mm] if grid else None,
+        "spacing_kji_mm": [places(mm, PLACES_MM) for mm in grid.spacing_mm] if grid else None,
         "assumptions": list(told.assumptions),
     }
 
@@ -167,12 +162,12 @@ def registration_json(registration: Registration | None) -> dict[str, Any]:
         return dict.fromkeys((*keys, "inverse_consistency_mm")) | {"reasons": []}
     return {
         "prior_from_current": _matrix(registration.prior_from_current),
-        "overlap": _places(registration.overlap, PLACES_SHARE),
-        "residual": _places(registration.residual, PLACES_SHARE),
+        "overlap": places(registration.overlap, PLACES_SHARE),
+        "residual": places(registration.residual, PLACES_SHARE),
         "quality": registration.quality,
         "kind": registration.kind,
-        "determinant": _places(registration.determinant, PLACES_SHARE),
-        "inverse_consistency_mm": _places(registration.inverse_consistency_mm, PLACES_MM),
+        "determinant": places(registration.determinant, PLACES_SHARE),
+        "inverse_consistency_mm": places(registration.inverse_consistency_mm, PLACES_MM),
         "reasons": list(registration.reasons),
     }
 
@@ -182,13 +177,13 @@ def change_json(change: Change | None) -> dict[str, Any]:
         keys = ("score", "magnitude", "p_value", "smallest_detectable_ml", "appearing_ml", "resolving_ml")
         return dict.fromkeys((*keys, "order_reversal_error"))
     return {
-        "score": _places(change.score, PLACES_SHARE),
-        "magnitude": _places(change.magnitude, PLACES_SHARE),
-        "p_value": _significant(change.p_value),
-        "smallest_detectable_ml": _places(change.smallest_detectable_ml, PLACES_ML),
-        "appearing_ml": _places(change.appearing_ml, PLACES_ML),
-        "resolving_ml": _places(change.resolving_ml, PLACES_ML),
-        "order_reversal_error": _significant(change.order_reversal_error),
+        "score": places(change.score, PLACES_SHARE),
+        "magnitude": places(change.magnitude, PLACES_SHARE),
+        "p_value": significant(change.p_value),
+        "smallest_detectable_ml": places(change.smallest_detectable_ml, PLACES_ML),
+        "appearing_ml": places(change.appearing_ml, PLACES_ML),
+        "resolving_ml": places(change.resolving_ml, PLACES_ML),
+        "order_reversal_error": significant(change.order_reversal_error),
     }
 
 
@@ -197,11 +192,15 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "label": int(finding.label),
         "tracking_uid": finding.tracking_uid,
         "kind": finding.kind,
-        "centre_lps_mm": [_places(mm, PLACES_MM) for mm in finding.centre_lps_mm],
-        "volume_prior_ml": _places(finding.volume_prior_ml, PLACES_ML),
-        "volume_current_ml": _places(finding.volume_current_ml, PLACES_ML),
-        "delta_ml": _places(finding.delta_ml, PLACES_ML),
-        "p_value": _significant(finding.p_value),
+        "centre_lps_mm": [places(mm, PLACES_MM) for mm in finding.centre_lps_mm],
+        "volume_prior_ml": places(finding.volume_prior_ml, PLACES_ML),
+        "volume_current_ml": places(finding.volume_current_ml, PLACES_ML),
+        "delta_ml": places(finding.delta_ml, PLACES_ML),
+        "p_value": significant(finding.p_value),
+        "area_prior_percent": places(finding.area_prior_percent, PLACES_MM),
+        "area_current_percent": places(finding.area_current_percent, PLACES_MM),
+        "delta_percent": places(finding.delta_percent, PLACES_MM),
+        "zone": finding.zone or None,
     }
 
 
@@ -210,8 +209,8 @@ def _embedding_json(embedding: EmbeddingDistance | None) -> dict[str, Any] | Non
         return None
     return {
         "encoder": embedding.encoder,
-        "cosine_distance": _places(embedding.cosine_distance, PLACES_SHARE),
-        "same_patient_probability": _places(embedding.same_patient_probability, PLACES_SHARE),
+        "cosine_distance": places(embedding.cosine_distance, PLACES_SHARE),
+        "same_patient_probability": places(embedding.same_patient_probability, PLACES_SHARE),
     }
 
 
@@ -237,8 +236,8 @@ def _provenance_json(
         "inputs": inputs,
         "device": provenance.device,
         "seed": int(provenance.seed),
-        "seconds": {step: _places(seconds, 3) for step, seconds in provenance.seconds.items()},
-        "peak_memory_mb": _places(provenance.peak_memory_mb, 1),
+        "seconds": {step: places(seconds, 3) for step, seconds in provenance.seconds.items()},
+        "peak_memory_mb": places(provenance.peak_memory_mb, 1),
     }
 
 
@@ -246,20 +245,7 @@ def _matrix(target_from_source: Matrix) -> list[list[float | None]] | None:
     """Rows of a matrix; None where a failed registration left holes in it."""
     if not np.isfinite(target_from_source).all():
         return None
-    return [[_places(number, PLACES_MATRIX) for number in row] for row in target_from_source]
-
-
-def _places(value: float | None, places: int) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    # Adding zero turns -0.0 into 0.0, which reads better and compares equal.
-    return round(float(value), places) + 0.0
-
-
-def _significant(value: float | None) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") + 0.0
+    return [[places(number, PLACES_MATRIX) for number in row] for row in target_from_source]
 
 
 def _text(value: str) -> str:

@@ -223,7 +223,8 @@ def _field(scene: Scene, finding: Finding, x: float, y: float) -> Box:
     """A square field in mm around a finding, inside the slice."""
     rows, columns = scene.view.shape
     height_mm, width_mm = scene.view.pixel_mm
-    radius_mm = (3 * max(finding.volume_prior_ml, finding.volume_current_ml) * 1000 / (4 * np.pi)) ** (1 / 3)
+    larger_ml = max(finding.volume_prior_ml or 0.0, finding.volume_current_ml or 0.0)
+    radius_mm = (3 * larger_ml * 1000 / (4 * np.pi)) ** (1 / 3)
     field_mm = max(FIELD_MM, 6 * radius_mm)
     if scene.view.plane == "projection":
         field_mm = FIELD_OF_PROJECTION * min(rows * height_mm, columns * width_mm)

@@ -77,6 +77,14 @@ def millilitres(value: float | None, *, signed: bool = False) -> str:
     return f"{'+' if value >= 0 else '−'}{text}"
 
 
+def amount(finding: Mapping[str, Any], which: str, *, signed: bool = False) -> str:
+    """A finding's size or its change ("prior", "current", "delta"): ml, or a share of the lungs."""
+    area = finding["delta_percent" if which == "delta" else f"area_{which}_percent"]
+    if area is None:
+        return millilitres(finding["delta_ml" if which == "delta" else f"volume_{which}_ml"], signed=signed)
+    return f"{signed_percent(area, 1) if signed else f'{area:.1f} %'} of lungs"
+
+
 def probability(value: float | None) -> str:
     """A p-value as papers write it."""
     if value is None:
@@ -98,6 +106,30 @@ def number(value: float | None, places: int = 3) -> str:
 def percent(share: float | None) -> str:
     """A share 0..1 as per cent."""
     return NOT_MEASURED if share is None else f"{100 * share:.0f} %"
+
+
+def signed_percent(value: float, digits: int = 2) -> str:
+    """A change in percent with its sign: "−0.52 %"."""
+    return f"{'−' if value < 0 else '+'}{abs(value):.{digits}f} %"
+
+
+def floor_sentence(floor: Mapping[str, Any]) -> str:
+    """How the noise floor was measured, and what it cost to measure it so."""
+    mode = " (fast mode)" if floor["fast"] else ""
+    noise = "this pair's own noise and nothing else"
+    made = f"Both scans were made anew {floor['rescans']} times{mode} with {noise}"
+    if not floor["injected"]:
+        return f"{made} (seed {floor['seed']}). What could have been seen was not measured."
+    lesions = f"{floor['injected']} lesions of {percent(floor['contrast'])} contrast were put in"
+    return f"{made} (seed {floor['seed']}); {lesions} to see which are found."
+
+
+def brain_sentence(brain: Mapping[str, Any]) -> str:
+    """What the change of the brain's volume amounts to."""
+    if not brain["significant"]:
+        return "No change of the whole brain's volume beyond its noise."
+    lost = "lost" if brain["percent"] < 0 else "gained"
+    return f"The brain {lost} {abs(brain['percent']):.2f} % of its tissue's volume, beyond its noise."
 
 
 def interval(days: float | None) -> str:

@@ -40,6 +40,8 @@ LAST_RATE = 0.01
 
 # Batches of validation are drawn from seeds that no step of training has.
 VALIDATION_SEED = 2**40
+# Of about one voxel in fifty: changes and their surroundings.
+RARE_LOGIT = -4.0
 # Enough people to tell the mean and the deviation of a label.
 SCALE_BATCHES = 6
 # Seeds of consecutive steps lie apart by more than any number of processes.
@@ -108,6 +110,9 @@ def new_state(settings: TrainSettings, device: torch.device) -> State:
             labels=labels if settings.loss.regression > 0 else 0,
             tissues=len(CLASSES) if settings.loss.tissue > 0 else 0,
         )
+    if settings.batch.people == 0 and learner.head is not None:
+        # Almost no voxel of a cube changes; a network that starts by saying so loses no steps on it.
+        nn.init.constant_(learner.head.finish[-1].bias, RARE_LOGIT)  # type: ignore[arg-type]
     if settings.start_from is not None:
         start = load_encoder(settings.start_from, spatial_dims=settings.encoder.spatial_dims)
         _check_same_network(start.settings, settings.encoder, settings.start_from.name)
@@ -225,9 +230,11 @@ def validate(
     with torch.no_grad():
         for batch in checks:
             total, each = batch_loss(state.averaged, loss, batch, settings, device)
-            there = _moved(batch, device, settings)
-            embedded = state.averaged.encoder(there.views).embedding.float()
-            each |= {"loss": float(total), "nearest_is_same": _nearest_is_same(embedded, there.people)}
+            each |= {"loss": float(total)}
+            if len(batch.views):
+                there = _moved(batch, device, settings)
+                embedded = state.averaged.encoder(there.views).embedding.float()
+                each |= {"nearest_is_same": _nearest_is_same(embedded, there.people)}
             for name, value in each.items():
                 figures[name] = figures.get(name, 0.0) + value / len(checks)
     return figures

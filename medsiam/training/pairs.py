@@ -39,18 +39,24 @@ from medsiam.training.tissues import UNKNOWN, tissue_map
 class BatchSettings:
     """What one step sees.
 
-    people      different people
+    people      different people; 0 for follow-ups alone
     views       of each, twins and more
     protocols   that the views share
     warped      share of people who are another person made of a scan at hand
     follow_ups  pairs with known change
     """
 
-    people: int = field(default=8, metadata={"range": (2, 512)})
+    people: int = field(default=8, metadata={"range": (0, 512)})
     views: int = field(default=4, metadata={"range": (2, 64)})
     protocols: int = field(default=4, metadata={"range": (1, 64)})
     warped: float = field(default=0.5, metadata={"range": (0.0, 1.0)})
     follow_ups: int = field(default=2, metadata={"range": (0, 64)})
+
+    def __post_init__(self) -> None:
+        if self.people == 1:
+            raise ValueError("people is 1; nobody can be told from others, use 0 or at least 2")
+        if self.people == 0 and self.follow_ups == 0:
+            raise ValueError("people and follow_ups are 0; a step must see something")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +135,20 @@ def draw_batch(studio: Studio, settings: BatchSettings, random: Random) -> Batch
             made.append(torch.tensor(studio.described(protocol)))
             labels.append(torch.tensor(person.labels))
     pairs = [studio.follow_up(choice(studio.count, random), random) for _ in range(settings.follow_ups)]
+    if settings.people == 0:
+        return _without_views(pairs)
     people = torch.arange(settings.people).repeat_interleave(settings.views)
     images = torch.stack([view.image for view in views])[:, None]
     told = torch.stack(labels), torch.stack(made), torch.stack([view.classes for view in views])
     return Batch(images, people, *told, *_stacked(pairs, images.shape[2:]))
+
+
+def _without_views(pairs: Sequence[FollowUp]) -> Batch:
+    """A batch of follow-ups alone. Of at least one: its shape is theirs."""
+    shape = pairs[0].prior.shape
+    nobody = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0, 0)
+    classes = torch.zeros(0, *shape, dtype=torch.uint8)
+    return Batch(torch.zeros(0, 1, *shape), *nobody, classes, *_stacked(pairs, shape))
 
 
 def _stacked(pairs: Sequence[FollowUp], shape: torch.Size) -> tuple[torch.Tensor, ...]:

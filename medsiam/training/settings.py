@@ -8,6 +8,7 @@ from typing import Literal
 
 from medsiam.encoding.encoder import EncoderSettings
 from medsiam.encoding.preparation import PreparationSettings
+from medsiam.training.cubes import PatchSettings
 from medsiam.training.losses import LossSettings
 from medsiam.training.pairs import BatchSettings
 from medsiam.training.radiograph_synthesis import RadiographSettings
@@ -79,6 +80,7 @@ class TrainSettings:
     """Everything a training can be told.
 
     name     of the weights
+    patch    the cubes that follow-ups are made as where batch.people is 0
     start_from      an encoder's weights to start from, relative to the settings file; otherwise drawn ones
     erased_batches  batches from which is learnt what the embedding tells of the acquisition,
                     which is then taken out; 0 leaves it in
@@ -100,6 +102,7 @@ class TrainSettings:
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
     radiograph: RadiographSettings = field(default_factory=RadiographSettings)
+    patch: PatchSettings = field(default_factory=PatchSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)

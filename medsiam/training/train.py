@@ -2,6 +2,7 @@
 
     settings, manifest -> scans read once -> steps, validations, checkpoints
     -> OUT/encoder.safetensors, training.json, curves.csv
+    with batch.people 0 -> OUT/change.safetensors: the change head with a trunk of its own
 
 A second call with the same OUT goes on from its checkpoint.
 """
@@ -20,10 +21,11 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
+from medsiam.change.dense import DenseNet, save_dense
 from medsiam.config import load_settings, settings_as_dict
 from medsiam.encoding.encoder import TwinEncoder
 from medsiam.encoding.preparation import PreparationSettings
-from medsiam.encoding.record import SAME_PATIENT
+from medsiam.encoding.record import ID_DIGITS, SAME_PATIENT
 from medsiam.encoding.weights import device_of, save_encoder
 from medsiam.errors import ConfigRefused
 from medsiam.training.calibration import calibrated
@@ -46,6 +48,7 @@ from medsiam.training.loop import (
 )
 from medsiam.training.manifest import check_enough, read_manifest
 from medsiam.training.pairs import HeadStudio, RadiographStudio, Studio
+from medsiam.training.patches import PatchStudio
 from medsiam.training.settings import TrainSettings
 from medsiam.training.sources import Loaded, Source, SourceSettings, load_sources
 
@@ -198,7 +201,10 @@ class _Run:
         state, settings = self.state, self.settings
         path = self.out / "encoder.safetensors"
         encoder_id = ""
-        if self.process.is_first:
+        if not settings.batch.people:
+            path = self.out / "change.safetensors"
+            encoder_id = self._stored_head(path) if self.process.is_first else ""
+        elif self.process.is_first:
             best = state.best_weights or state.averaged.state_dict()
             network = TwinEncoder(settings.encoder)
             head = "encoder."
@@ -226,6 +232,14 @@ class _Run:
         if self.process.is_first:
             self._write_summary(trained)
         return trained
+
+    def _stored_head(self, path: Path) -> str:
+        """The id of the best averaged change head with its trunk, as it was written."""
+        state, settings = self.state, self.settings
+        network = DenseNet(settings.encoder)
+        network.load_state_dict(dict(state.best_weights or state.averaged.state_dict()))
+        sha256 = save_dense(network, path, {"step": state.best_step, "seed": settings.seed})
+        return f"{settings.name}@{sha256[:ID_DIGITS]}"
 
     def _write_summary(self, trained: Trained) -> None:
         told = {
@@ -262,6 +276,9 @@ class _Run:
             "data",
         ):
             told.pop(name)
+        if self.settings.batch.people:
+            # Cubes have no part in it.
+            told.pop("patch")
         told["labels"] = [*self.settings.data.labels, *self.settings.data.measured]
         told["processes"] = self.process.count
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
@@ -285,7 +302,22 @@ def _settings(config: Path) -> TrainSettings:
         raise ConfigRefused(f"{config}: every weight in loss is 0; give one of them a weight")
     if wanted.change > 0 and settings.batch.follow_ups == 0:
         raise ConfigRefused(f"{config}: loss.change needs batch.follow_ups above 0")
+    if settings.batch.people == 0:
+        _check_change_alone(settings, config)
     return settings
+
+
+def _check_change_alone(settings: TrainSettings, config: Path) -> None:
+    """Raises ConfigRefused where follow-ups alone are to teach what only views can."""
+    others = [name for name in WEIGHTS if name != "change" and getattr(settings.loss, name) > 0]
+    others += ["erased_batches"] * (settings.erased_batches > 0) + ["data.region"] * bool(
+        settings.data.region
+    )
+    if others or settings.encoder.spatial_dims == 2:
+        told = ", ".join(others) or "encoder.spatial_dims 2"
+        raise ConfigRefused(
+            f"{config}: batch.people is 0, but {told} needs people; set it to 0, or people to at least 2"
+        )
 
 
 def _uses_labels(settings: TrainSettings) -> bool:
@@ -346,6 +378,8 @@ def _batches(settings: TrainSettings, sources: tuple[Source, ...]) -> Batches:
     studio: Studio
     if settings.encoder.spatial_dims == 2:
         studio = RadiographStudio(sources, settings.radiograph, labels=settings.data.labels)
+    elif settings.batch.people == 0:
+        studio = PatchStudio(sources, settings.patch, size=settings.encoder.preparation.size_voxels)
     else:
         told = settings.encoder.preparation
         studio = HeadStudio(

@@ -1,0 +1,120 @@
+"""Everything that is measured between a Pair and its verdict, in one place.
+
+difference -> candidates -> noise floor -> findings -> erase test, order reversal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsiam.change.certificate import Measured, erase_test, order_reversal, reversal_doubt
+from medsiam.change.comparison import EraseTest, NoiseFloor, OrderReversal
+from medsiam.change.dense import agreement, dense_change, why_no_dense
+from medsiam.change.difference import measure_difference
+from medsiam.change.findings import find_candidates, find_changes
+from medsiam.change.noise_floor import (
+    MeasuredFloor,
+    NoiseFloorSettings,
+    StepSettings,
+    measure_noise_floor,
+)
+from medsiam.pairing.values import Pair
+
+# Findings that are erased one by one: each costs as much as a measurement.
+MOST_ERASED, MOST_ERASED_FAST = 10, 0
+
+
+@dataclass(frozen=True)
+class ChangeSettings:
+    """The settings of all steps, and how much is spent."""
+
+    steps: StepSettings
+    floor: NoiseFloorSettings
+    fast: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredChange:
+    """What was measured of a pair.
+
+    shown  (K, J, I) float32 on the halfway grid: the evidence as the map shows it, which is
+           the difference's alone or weighted by the dense head
+    doubt  why the result should not be believed, "" where it may
+    note   why the dense head was not asked, "" where it was
+    """
+
+    measured: Measured
+    shown: NDArray[np.float32]
+    floor: NoiseFloor
+    order_reversal: OrderReversal
+    erase_test: EraseTest
+    doubt: str
+    note: str
+
+
+def measure_change(
+    pair: Pair,
+    reversed_pair: Callable[[], Pair],
+    settings: ChangeSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    told: Callable[[str], None],
+) -> MeasuredChange:
+    """The change of a pair with its noise floor and certificates.
+
+    reversed_pair  makes the pair anew with prior and current exchanged
+    told           hears what is being done
+    """
+    steps = settings.steps
+    told("measuring change")
+    difference = measure_difference(pair, steps.difference, device)
+    floor = measure_noise_floor(
+        pair,
+        difference,
+        steps,
+        settings.floor.faster() if settings.fast else settings.floor,
+        seed=seed,
+        device=device,
+        told=lambda done, total: told(f"noise floor: rescan {done} of {total}"),
+    )
+    candidates = find_candidates(pair, difference, steps.findings)
+    forward = Measured(pair, difference, find_changes(pair, candidates, floor.rate, steps.findings))
+    told("comparing from current to prior")
+    backward = _measured(reversed_pair(), floor, steps, device)
+    reversal = order_reversal(forward, backward, steps.findings.threshold)
+    told("erasing what was found")
+    most = MOST_ERASED_FAST if settings.fast else MOST_ERASED
+    erased = erase_test(forward, floor.rate, steps, device, most=most)
+    shown, note = _shown(forward, device, fast=settings.fast)
+    doubt = reversal_doubt(reversal) or _blind(floor)
+    return MeasuredChange(forward, shown, floor.told, reversal, erased, doubt, note)
+
+
+def _shown(measured: Measured, device: torch.device, *, fast: bool) -> tuple[NDArray[np.float32], str]:
+    """The evidence as the map shows it, and why the dense head was not asked."""
+    evidence = measured.difference.evidence
+    reason = "the dense change head is not asked in the fast mode" if fast else why_no_dense(measured.pair)
+    if reason:
+        return evidence, f"the map shows the difference alone: {reason}"
+    found = dense_change(measured.pair, device)
+    return evidence * agreement(found, evidence, measured.pair.tissue), ""
+
+
+def _measured(pair: Pair, floor: MeasuredFloor, steps: StepSettings, device: torch.device) -> Measured:
+    difference = measure_difference(pair, steps.difference, device)
+    candidates = find_candidates(pair, difference, steps.findings)
+    return Measured(pair, difference, find_changes(pair, candidates, floor.rate, steps.findings))
+
+
+def _blind(floor: MeasuredFloor) -> str:
+    """Why the absence of findings would mean nothing, "" where it means something."""
+    told = floor.told
+    if told.injected and told.half_ml is None:
+        return "the noise of this pair hides even the largest lesions that were put in to test it"
+    return ""
