@@ -16,6 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,8 +30,9 @@ from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DONE, BUG, INTERRUPTED = 0, 1, 130
-FORMATS = ("json", "html", "nifti")
-EVERY_FORMAT = ",".join(FORMATS)
+FORMATS = ("json", "html", "nifti", "dicom")
+# DICOM objects carry the patient's name, so they are written when asked for.
+USUAL_FORMATS = "json,html,nifti"
 FEWEST_SCANS = 3
 
 app = typer.Typer(
@@ -55,7 +57,9 @@ DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Wh
 WeightsOption = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
 ]
-FormatsOption = Annotated[str, typer.Option(metavar="LIST", help="What to write; json is always written.")]
+FormatsOption = Annotated[
+    str, typer.Option(metavar="LIST", help="What to write: json (always), html, nifti, dicom.")
+]
 OtherPatientOption = Annotated[
     bool, typer.Option("--allow-different-patients", help="Compare even where patient numbers differ.")
 ]
@@ -115,7 +119,7 @@ def compare(
     config: ConfigOption = None,
     device: DeviceOption = "auto",
     weights: WeightsOption = None,
-    formats: FormatsOption = EVERY_FORMAT,
+    formats: FormatsOption = USUAL_FORMATS,
     seed: SeedOption = 0,
     allow_different_patients: OtherPatientOption = False,
     keep_order: Annotated[
@@ -136,6 +140,7 @@ def compare(
     from medsiam.compare import compare_series  # torch, only now
     from medsiam.report.writer import write_comparison
 
+    evidence = _evidence([prior, current], wanted)
     comparison = compare_series(
         prior,
         current,
@@ -149,7 +154,8 @@ def compare(
         keep_order=keep_order,
         progress=_progress(),
     )
-    files = write_comparison(comparison, out, formats=wanted)
+    more = evidence(comparison) if evidence else None
+    files = write_comparison(comparison, out, formats=wanted, write_more=more)
     if as_json:
         typer.echo((out / files["json"]).read_text(encoding="utf-8"), nl=False)
     else:
@@ -170,7 +176,7 @@ def trajectory(
     config: ConfigOption = None,
     device: DeviceOption = "auto",
     weights: WeightsOption = None,
-    formats: FormatsOption = EVERY_FORMAT,
+    formats: FormatsOption = USUAL_FORMATS,
     seed: SeedOption = 0,
     all_pairs: Annotated[
         bool, typer.Option("--all-pairs", help="Compare all pairs also of more than four scans.")
@@ -200,7 +206,8 @@ def trajectory(
     from medsiam.report.trajectory_writer import trajectory_folder  # torch, only now
     from medsiam.trajectory import Rules, follow_series
 
-    with trajectory_folder(out, formats=wanted) as writer:
+    evidence = _evidence(scans, wanted)
+    with trajectory_folder(out, formats=wanted, write_more=evidence) as writer:
         followed = follow_series(
             scans,
             config=config,
@@ -317,6 +324,18 @@ def _formats(text: str) -> tuple[str, ...]:
     if unknown or not wanted:
         raise typer.BadParameter(f"{text!r}: choose from {', '.join(FORMATS)}", param_hint="--formats")
     return wanted if "json" in wanted else ("json", *wanted)
+
+
+def _evidence(scans: list[Path], wanted: tuple[str, ...]) -> Callable[..., Any] | None:
+    """What writes the DICOM objects of a comparison, None where they are not wanted."""
+    if "dicom" not in wanted:
+        return None
+    from medsiam.evidence.write import evidence_of  # highdicom, only now
+    from medsiam.reading.originals import check_is_dicom
+
+    for scan in scans:
+        check_is_dicom(scan)
+    return evidence_of(scans, now=datetime.now())
 
 
 def _check_device(device: str) -> None:
