@@ -7,6 +7,7 @@ seconds to load, and `medsiam --help` must answer at once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medsiam import __version__
+from medsiam import __version__, commands_pacs
 from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
 
 # Threads that spin while they wait take the cores from each other wherever anything
@@ -107,9 +108,16 @@ def medsiam(
 @app.command()
 @answers_with_exit_code
 def compare(
-    prior: Annotated[Path, typer.Argument(metavar="PRIOR", help="The earlier scan.", show_default=False)],
-    current: Annotated[Path, typer.Argument(metavar="CURRENT", help="The later scan.", show_default=False)],
     out: OutOption,
+    prior: Annotated[
+        Path | None, typer.Argument(metavar="PRIOR", help="The earlier scan.", show_default=False)
+    ] = None,
+    current: Annotated[
+        Path | None, typer.Argument(metavar="CURRENT", help="The later scan.", show_default=False)
+    ] = None,
+    from_archive: commands_pacs.FromOption = None,
+    study: commands_pacs.StudyOption = None,
+    pacs_config: commands_pacs.PacsConfigOption = None,
     prior_series: Annotated[
         str | None, typer.Option(metavar="UID", help="Series of PRIOR to take; otherwise the best pair.")
     ] = None,
@@ -131,7 +139,8 @@ def compare(
     """Compares a scan with its prior and writes the report.
 
     PRIOR and CURRENT are each a folder, a file or a zip of DICOM, a DICOMDIR, a NIfTI
-    file, or a PNG or TIFF radiograph.
+    file, or a PNG or TIFF radiograph. With --from and --study both are fetched from an
+    archive instead: the study, and the prior that the rule in --pacs-config finds.
 
     Example: medsiam compare 2023-05/ 2024-05/ --out result/
     """
@@ -140,22 +149,25 @@ def compare(
     from medsiam.compare import compare_series  # torch, only now
     from medsiam.report.writer import write_comparison
 
-    evidence = _evidence([prior, current], wanted)
-    comparison = compare_series(
-        prior,
-        current,
-        prior_series=prior_series,
-        current_series=current_series,
-        config=config,
-        device=device,
-        weights=weights,
-        seed=seed,
-        allow_different_patients=allow_different_patients,
-        keep_order=keep_order,
-        progress=_progress(),
-    )
-    more = evidence(comparison) if evidence else None
-    files = write_comparison(comparison, out, formats=wanted, write_more=more)
+    archive = (from_archive, study, pacs_config)
+    with commands_pacs.two_scans((prior, current), archive, _progress()) as (earlier, later, told):
+        evidence = _evidence([earlier, later], wanted)
+        comparison = compare_series(
+            earlier,
+            later,
+            prior_series=prior_series,
+            current_series=current_series,
+            config=config,
+            device=device,
+            weights=weights,
+            seed=seed,
+            allow_different_patients=allow_different_patients,
+            keep_order=keep_order,
+            progress=_progress(),
+        )
+        comparison = dataclasses.replace(comparison, notes=(*told, *comparison.notes))
+        more = evidence(comparison) if evidence else None
+        files = write_comparison(comparison, out, formats=wanted, write_more=more)
     if as_json:
         typer.echo((out / files["json"]).read_text(encoding="utf-8"), nl=False)
     else:
@@ -315,6 +327,9 @@ def bench(
         raise typer.BadParameter(f"there is no benchmark {name!r}; known: {known}", param_hint="NAME")
     scores = registry.run(name, data=data, seed=seed)
     typer.echo(json.dumps(scores.as_dict(), indent=2) if as_json else scores.table())
+
+
+app.command()(answers_with_exit_code(commands_pacs.send))
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -294,6 +294,26 @@ def test_a_scan_without_a_patient_is_refused(tmp_path):
     check_is_dicom(tmp_path / "visit1", key=KEY)
 
 
+def test_a_scan_without_frame_of_reference_is_given_one(tmp_path):
+    """Anonymised scans often lost theirs; SEG and the resampled prior must share one."""
+    case = made_case("MR", tmp_path, FrameOfReferenceUID=None)
+    names = write_evidence(case, tmp_path / "result")
+    seg = pydicom.dcmread(tmp_path / "result" / names["dicom_findings"])
+    prior = pydicom.dcmread(tmp_path / "result" / names["dicom_prior"] / "IM0001.dcm")
+    assert seg.FrameOfReferenceUID == prior.FrameOfReferenceUID == case.frame_of_reference_uid
+
+
+def test_enhanced_frames_may_tell_their_spacing_each(tmp_path):
+    """Some vendors share no functional group at all."""
+    case = made_case("enhanced", tmp_path)
+    for header in case.current.headers:
+        shared = header.SharedFunctionalGroupsSequence[0]
+        for frame in header.PerFrameFunctionalGroupsSequence:
+            frame.update(shared)
+        del header.SharedFunctionalGroupsSequence
+    assert segmentation(case).NumberOfFrames == 5
+
+
 def test_a_left_handed_stack_keeps_its_places(tmp_path):
     """Slices that run against the cross product of their axes are legal."""
     case = made_case("MR", tmp_path)

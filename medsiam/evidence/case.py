@@ -54,8 +54,7 @@ REFERENCE = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanc
 PIXELS = (
     "Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel",
     "PhotometricInterpretation", "PixelRepresentation", "ImageType", "ImagerPixelSpacing",
-    "PatientOrientation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "DimensionOrganizationSequence", "DimensionIndexSequence",
+    "PatientOrientation",
 )  # fmt: skip
 PLACE = ("FrameOfReferenceUID", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
 # A nanometre: far below what any position means, and above the rounding of products.
@@ -106,12 +105,13 @@ class Case:
     @cached_property
     def current_headers(self) -> tuple[Dataset, ...]:
         """What objects need of each of the current's files, every value valid."""
-        return _headers(self.current, self.comparison.current.grid)
+        return _headers(self.current, self.comparison.current.grid, self.frame_of_reference_uid)
 
     @cached_property
     def prior_headers(self) -> tuple[Dataset, ...]:
         """What objects need of each of the prior's files, every value valid."""
-        return _headers(self.prior, self.comparison.prior.grid)
+        own = self.comparison.prior.acquisition.frame_of_reference_uid
+        return _headers(self.prior, self.comparison.prior.grid, own or self.uid("prior frame of reference"))
 
     def new_object(self, name: str, sop_class: str, modality: str, *, instance: int = 1) -> Dataset:
         """A data set with patient, study, series and equipment, and its file's header.
@@ -127,7 +127,7 @@ class Case:
         ds.SeriesInstanceUID = self.series_uid(name)
         ds.SeriesNumber = SERIES_NUMBERS[name]
         if modality != "DOC":
-            self._tell_body_part(ds)
+            self.tell_body_part(ds)
         ds.InstanceNumber = instance
         ds.Manufacturer, ds.ManufacturerModelName = MANUFACTURER, MODEL
         ds.SoftwareVersions = __version__
@@ -146,7 +146,8 @@ class Case:
             if keyword in identity:
                 ds[keyword] = identity[keyword]
 
-    def _tell_body_part(self, ds: Dataset) -> None:
+    def tell_body_part(self, ds: Dataset) -> None:
+        """Puts in the current scan's body part, and an empty side where one must stand."""
         part = self.comparison.current.acquisition.body_part
         if part:
             ds.BodyPartExamined = part
@@ -193,8 +194,13 @@ def decimal(value: float) -> DSfloat:
     return DSfloat(round(float(value), DECIMALS) + 0.0, auto_format=True)
 
 
-def _headers(originals: Originals, grid: Grid) -> tuple[Dataset, ...]:
-    return tuple(_header(ds, originals.first, grid) for ds in originals.headers)
+def _headers(originals: Originals, grid: Grid, frame_of_reference_uid: str) -> tuple[Dataset, ...]:
+    headers = tuple(_header(ds, originals.first, grid) for ds in originals.headers)
+    for ds in headers:
+        # Anonymised scans often lost theirs; a radiograph never had one.
+        if not grid.is_flat and "FrameOfReferenceUID" not in ds:
+            ds.FrameOfReferenceUID = frame_of_reference_uid
+    return headers
 
 
 def _header(source: Dataset, first: Dataset, grid: Grid) -> Dataset:
@@ -214,7 +220,31 @@ def _header(source: Dataset, first: Dataset, grid: Grid) -> Dataset:
     if "ImagePositionPatient" in ds:
         # Often rounded, absent, or the gap alone: the positions that were checked tell it.
         ds.SliceThickness = ds.SpacingBetweenSlices = decimal(grid.spacing_mm[0])
+    if "PerFrameFunctionalGroupsSequence" in source:
+        _functional_groups(ds, source, grid)
     return ds
+
+
+def _functional_groups(ds: Dataset, source: Dataset, grid: Grid) -> None:
+    """What many frames share, by the grid that was checked, and where each of them lies.
+
+    Vendors put spacing and direction with each frame, or outside of any group.
+    """
+    axes = grid.world_from_index[:3, :3] / grid.spacing_mm
+    measures = item(
+        PixelSpacing=[decimal(mm) for mm in grid.spacing_mm[1:]],
+        SliceThickness=decimal(grid.spacing_mm[0]),
+        SpacingBetweenSlices=decimal(grid.spacing_mm[0]),
+    )
+    directions = [decimal(cosine) for cosine in (*axes[:, 2], *axes[:, 1])]
+    ds.SharedFunctionalGroupsSequence = one(
+        PixelMeasuresSequence=DicomSequence([measures]),
+        PlaneOrientationSequence=one(ImageOrientationPatient=directions),
+    )
+    ds.PerFrameFunctionalGroupsSequence = DicomSequence(
+        item(PlanePositionSequence=frame.PlanePositionSequence)
+        for frame in source.PerFrameFunctionalGroupsSequence
+    )
 
 
 def _valid(source: Dataset, keyword: str) -> str:

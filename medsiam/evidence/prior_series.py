@@ -29,6 +29,7 @@ def write_prior(case: Case, folder: Path) -> tuple[Path, ...]:
     for k, path in enumerate(paths):
         ds = pydicom.dcmread(path)
         case.belong(ds)
+        case.tell_body_part(ds)
         ds.SourceImageSequence = _sources(case, k)
         ds.DerivationCodeSequence = coded("113043", "DCM", "Image processing")
         ds.InstanceCreationDate = ds.ContentDate = case.now.strftime("%Y%m%d")
