@@ -330,6 +330,7 @@ def bench(
 
 
 app.command()(answers_with_exit_code(commands_pacs.send))
+app.command()(answers_with_exit_code(commands_pacs.deidentify))
 
 
 def _formats(text: str) -> tuple[str, ...]:

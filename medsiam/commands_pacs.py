@@ -1,7 +1,8 @@
-"""The commands that speak with archives, and what `compare --from` needs of them."""
+"""The commands that speak with archives or export from them, and what `compare --from` needs of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -61,6 +62,34 @@ def send(
             f"{len(stored.failed)} of {stored.done + len(stored.failed)} objects were not taken, the first "
             f"{uid}: {reason}; send again once that is settled"
         )
+
+
+def deidentify(
+    scans: Annotated[Path, typer.Argument(metavar="SCANS", help="A folder, file or zip of DICOM.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the copies, new or empty.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")] = False,
+) -> None:
+    """Copies scans without their patient, for research: PS3.15 Basic Profile with modified dates.
+
+    Numbers and UIDs become hashes under the key in MEDSIAM_KEY. Pixels are not examined:
+    a face in a head scan, and text that the header does not admit, are still there.
+
+    Example: medsiam deidentify scans/ --out export/
+    """
+    from medsiam.privacy.deidentify import deidentify as export  # pydicom, only now
+    from medsiam.reading import load_key
+
+    told = export(scans, out, key=load_key())
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(told), indent=2))
+        return
+    typer.echo(
+        f"written: {told.written} file{'s' * (told.written != 1)} of {told.patients} "
+        f"patient{'s' * (told.patients != 1)}"
+    )
+    for reason, count in told.left_out.items():
+        typer.echo(f"left out: {count} ({reason})")
 
 
 @contextmanager

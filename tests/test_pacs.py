@@ -18,15 +18,16 @@ from typer.testing import CliRunner
 from medsiam import cli
 from medsiam.config import load_settings
 from medsiam.errors import ArchiveRefused, InputRefused, NotComparable
+from medsiam.evidence.write import write_evidence
 from medsiam.pacs.dicomweb import Dicomweb
 from medsiam.pacs.dimse import Dimse, receiving
 from medsiam.pacs.exchange import fetch_with_prior, find_prior, send_folder
 from medsiam.pacs.opening import open_archive
 from medsiam.pacs.prior_rule import choose, earlier_studies, offer_of
 from medsiam.pacs.settings import ArchiveSettings, PacsSettings, PriorSettings
-from medsiam.pacs.values import SeriesFound, StudyFound
+from medsiam.pacs.values import SeriesFound, Stored, StudyFound
 from medsiam.volume import Acquisition
-from tests.evidence_maker import write_visit
+from tests.evidence_maker import made_case, write_visit
 from tests.orthanc import PASSWORD, USER, free_port, orthanc
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,17 @@ def test_what_is_stored_comes_back_byte_for_byte(archive, password, tmp_path, wa
     assert opened.fetch_series(f"1.2.9.{len(way)}", "1.2.3.7.4", tmp_path / "back") == 1
     first, back = (pydicom.dcmread(next(f.glob("*.dcm"))) for f in (folder, tmp_path / "back"))
     assert back.PixelData == first.PixelData and back.PatientName == first.PatientName
+
+
+@pytest.mark.parametrize("way", ["web", "get"])
+def test_evidence_stands_beside_the_scan(archive, password, tmp_path, way):
+    """Orthanc takes and indexes every object, in the study of the current scan."""
+    case = made_case("MR", tmp_path, PatientID=f"evidence-{way}")
+    write_evidence(case, tmp_path / "result")
+    opened = addresses(archive)[way]
+    assert send_folder(opened, tmp_path / "result") == Stored(15)
+    found = {series.uid for series in opened.find_series("1.2.3.2") if series.is_evidence}
+    assert {case.series_uid(name) for name in ("report", "findings", "prior", "document")} <= found
 
 
 @contextmanager
