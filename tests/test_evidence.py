@@ -16,6 +16,7 @@ from PIL import Image
 
 from medsiam.errors import IdentityRefused, InputRefused
 from medsiam.evidence import codes
+from medsiam.evidence.capture import overview_sheet
 from medsiam.evidence.case import Case
 from medsiam.evidence.pdf import pdf_of
 from medsiam.evidence.seg import segmentation
@@ -24,6 +25,7 @@ from medsiam.evidence.write import evidence_of, write_evidence
 from medsiam.reading import read_volume
 from medsiam.reading.originals import check_is_dicom
 from medsiam.report.drawing import data_url
+from medsiam.report.pictures import scene_of
 from medsiam.report.writer import write_comparison
 from medsiam.volume import Grid
 from tests.dicom_maker import KEY
@@ -125,13 +127,16 @@ def test_each_finding_has_its_segment_and_its_group(written, kind):
     assert kinds == ["129721008", "413322009"]
 
 
-def test_the_report_is_unverified_and_names_both_studies(written):
-    """No person has looked, and a reader must find the prior."""
+def test_the_report_is_unverified_and_names_both_studies_and_all_objects(written):
+    """No person has looked, and a reader must find the prior and what else was made."""
     _, home, names = written["MR"]
     report = highdicom.sr.srread(home / "result" / names["dicom_report"])
     assert report.VerificationFlag == "UNVERIFIED"
     assert {study for study, *_ in report.get_evidence()} == {"1.2.3.1", "1.2.3.2"}
     assert report.StudyInstanceUID == "1.2.3.2"
+    named = {instance for _, _, instance, _ in report.get_evidence()}
+    made = {str(pydicom.dcmread(path).SOPInstanceUID) for path in files_of(written, "MR")}
+    assert made - named == {str(report.SOPInstanceUID)}
 
 
 def test_volumes_of_both_scans_and_their_difference_are_told(written):
@@ -173,6 +178,15 @@ def test_key_images_show_the_overview_and_every_finding(written):
     images = [pydicom.dcmread(p) for p in files_of(written, "MR") if p.parent.name == "key_images"]
     assert len(images) == 3 and len({ds.SeriesInstanceUID for ds in images}) == 1
     assert all(ds.pixel_array.shape[2] == 3 and ds.pixel_array.max() > 200 for ds in images)
+
+
+def test_signs_that_the_typeface_lacks_are_written_in_letters(tmp_path):
+    """Otherwise an empty box stands in the picture where a minus should be."""
+    case = made_case("DX", tmp_path)
+    odd = replace(case, comparison=replace(case.comparison, summary="r\u00b2 \u2212 \u4e2d"))
+    plain = replace(case, comparison=replace(case.comparison, summary="r^2 - ?"))
+    sheets = [overview_sheet(made, scene_of(made.comparison)).tobytes() for made in (odd, plain)]
+    assert sheets[0] == sheets[1]
 
 
 def test_the_document_is_the_report_as_pdf(written):

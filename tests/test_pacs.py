@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -11,6 +12,7 @@ from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from typer.testing import CliRunner
@@ -255,6 +257,27 @@ def test_a_token_file_is_read_at_use(tmp_path, monkeypatch):
     assert server.asked[0][1] == "Bearer of-the-file"
 
 
+def test_only_a_certificate_that_is_trusted_is_spoken_to(tmp_path, monkeypatch):
+    """A stranger's certificate is refused before the token is sent; with its authority named it passes."""
+    monkeypatch.setenv("MEDSIAM_PACS_TOKEN", "secret-token")
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    names = [str(tmp_path / name) for name in ("key.pem", "cert.pem")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", names[0]]
+    command += ["-out", names[1], "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    with playing(EMPTY) as (server, url):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(names[1], names[0])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        secure = url.replace("http://", "https://")
+        with pytest.raises(ArchiveRefused, match=r"cannot be trusted .*archive\.ca_file"):
+            Dicomweb(secure, QUICK).find_studies(study_uid="1.2")
+        assert server.asked == []
+        trusting = ArchiveSettings(timeout_s=5.0, retries=0, ca_file=tmp_path / "cert.pem")
+        assert Dicomweb(secure, trusting).find_studies(study_uid="1.2") == ()
+
+
 def test_a_busy_archive_is_asked_again_and_no_more_than_told():
     """503 passes; one try too few is the refusal."""
     with playing(BUSY, EMPTY) as (server, url):
@@ -399,6 +422,23 @@ def test_send_tells_what_was_stored_and_ends_with_3_when_the_archive_says_no(arc
 def test_half_a_question_is_wrong_usage(words):
     """Exit code 2, before anything is asked."""
     assert CliRunner().invoke(cli.app, words).exit_code == 2
+
+
+def test_compare_takes_both_scans_from_the_archive(archive, password, tmp_path):
+    """From a study's UID to a report whose first note tells the choice, and evidence to send."""
+    cells = np.random.default_rng(1).integers(0, 4000, (64, 64))
+    for visit in (1, 2):
+        changes = {"PatientID": "chest", "StudyInstanceUID": f"1.2.7.{visit}", "cells": cells}
+        send_folder(
+            Dicomweb(web(archive[0]), QUICK),
+            write_visit("DX", visit, tmp_path, SeriesInstanceUID=f"1.2.7.{visit}.1", **changes),
+        )
+    out = tmp_path / "out"
+    words = ["compare", "--from", web(archive[0]), "--study", "1.2.7.2", "--out", str(out)]
+    assert CliRunner().invoke(cli.app, [*words, "--formats", "dicom"]).exit_code == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["prior"]["study_uid"] == "1.2.7.1" and "2021-01-02" in report["notes"][0]
+    assert (out / report["files"]["dicom_report"]).exists()
 
 
 def test_a_study_without_prior_leaves_a_refusal(archive, password, tmp_path):

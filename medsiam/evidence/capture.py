@@ -7,6 +7,7 @@ side by side with legend, scale and the research-use mark. No name is burned in.
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,12 @@ MARGIN_PX = 12
 TILES_ACROSS = 4
 # Letters of TEXT_PX that a line of the panels' width holds, with some room to spare.
 LETTER_PX = 10.5
+SIGNS = {
+    "\N{SUPERSCRIPT TWO}": "^2",
+    "\N{PLUS-MINUS SIGN}": "+-",
+    "\N{MINUS SIGN}": "-",
+    "\N{RIGHTWARDS ARROW}": "->",
+}
 # As many as the report pictures; the rest stand in the segmentation.
 MOST_FINDINGS = 20
 
@@ -56,13 +63,39 @@ def finding_sheet(case: Case, scene: Scene, finding: Finding) -> Image.Image:
 
 
 def overview_sheet(case: Case, scene: Scene) -> Image.Image:
-    """Evenly spaced slices of the current scan with the change, under the verdict."""
-    tiles = [tile for _, tile in overview_tiles(scene)]
+    """Evenly spaced slices of the current scan with the change, under the verdict.
+
+    Of a radiograph, prior, current and change.
+    """
+    comparison = case.comparison
+    is_flat = scene.view.plane == "projection"
+    tiles = _projections(scene) if is_flat else [tile for _, tile in overview_tiles(scene)]
+    titles = ("Prior", "Current", "Change on current") if is_flat else ()
     across = min(TILES_ACROSS, len(tiles))
     width = across * (tiles[0].width + GAP_PX)
-    dates = f"Prior {_day(case, prior=True)}, current {_day(case)}. Change laid over the current scan."
-    lines = _wrapped(f"{case.comparison.verdict.upper()}: {case.comparison.summary}", width)
-    return _sheet(tiles, (), [*lines, *_wrapped(dates, width)], across)
+    told = f"Prior {_day(case, prior=True)}, current {_day(case)}."
+    if comparison.registration.quality == "failed":
+        told += " The two could not be laid over each other."
+    elif not is_flat:
+        told += " Change laid over the current scan."
+    lines = _wrapped(f"{comparison.verdict.upper()}: {comparison.summary}", width)
+    return _sheet(tiles, titles, [*lines, *_wrapped(told, width)], across)
+
+
+def _projections(scene: Scene) -> list[Image.Image]:
+    """A radiograph as a whole: the prior, the current, and the current with the change."""
+    height, width = scene.box.shape
+    pixel_height_mm, pixel_width_mm = scene.view.pixel_mm
+    px_per_mm = PANEL_PX / max(height * pixel_height_mm, width * pixel_width_mm)
+    size = (round(width * pixel_width_mm * px_per_mm), round(height * pixel_height_mm * px_per_mm))
+    panels = [
+        drawing.enlarged(image, size) for image in (scene.prior(0, scene.box), scene.current(0, scene.box))
+    ]
+    panels.append(scene.marked(0, scene.box, size))
+    for panel in panels:
+        drawing.write_edges(panel, scene.view.edges)
+        drawing.write_scale(panel, px_per_mm, unit=scene.unit_of_length)
+    return panels
 
 
 def _sheet(
@@ -124,7 +157,16 @@ def _day(case: Case, *, prior: bool = False) -> str:
 
 
 def _wrapped(text: str, width_px: int) -> list[str]:
-    return textwrap.wrap(text, max(20, int((width_px - 2 * MARGIN_PX) / LETTER_PX)))
+    return textwrap.wrap(_drawable(text), max(20, int((width_px - 2 * MARGIN_PX) / LETTER_PX)))
+
+
+def _drawable(text: str) -> str:
+    """The text in letters that the pictures' typeface has; others stand as a question mark."""
+    for sign, words in SIGNS.items():
+        text = text.replace(sign, words)
+    folded = unicodedata.normalize("NFKD", text)
+    bare = "".join(letter for letter in folded if not unicodedata.combining(letter))
+    return bare.encode("ascii", "replace").decode("ascii")
 
 
 def _capture(case: Case, image: Image.Image, words: str, instance: int) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -15,12 +16,33 @@ from medsiam.evidence.case import Case, coded, references
 # What only a browser uses; without it a page is laid out several times faster.
 SCRIPTS = re.compile(r"<script\b.*?</script>", re.S | re.I)
 
+# What this layout engine does otherwise than a browser: a picture across all columns of
+# a grid vanishes, and a table that may not break its lines runs over the edge of the page.
+FOR_PAPER = """
+.findings td, .findings th { white-space: normal !important; }
+.tiles:has(> img:only-child) { display: block !important; }
+.tiles > img:only-child { width: 60% !important; }
+"""
+
 
 def pdf_of(page: str) -> bytes:
     """A report page as PDF, by its print style; nothing is fetched, the same bytes for the same page.
 
     Raises InputRefused where the system's text layout library is missing.
     """
+    weasyprint = layout_engine()
+    logging.getLogger("weasyprint").setLevel(logging.CRITICAL)
+    # Pictures inside of the page alone: a report never asks the network or the disk.
+    fetcher = weasyprint.urls.URLFetcher(allowed_protocols=("data",))
+    document = weasyprint.HTML(string=SCRIPTS.sub("", page), url_fetcher=fetcher)
+    made: bytes = document.write_pdf(
+        pdf_identifier=b"medsiam", stylesheets=[weasyprint.CSS(string=FOR_PAPER)]
+    )
+    return made
+
+
+def layout_engine() -> Any:
+    """weasyprint. Raises InputRefused where the system's text layout library is missing."""
     try:
         # Loads Pango through the system, which may not be there; no other command needs it.
         import weasyprint
@@ -29,12 +51,7 @@ def pdf_of(page: str) -> bytes:
             "the PDF needs the Pango library, which is not on this machine; install it "
             "(Debian: libpango-1.0-0 libpangoft2-1.0-0), or leave dicom out of --formats"
         ) from error
-    logging.getLogger("weasyprint").setLevel(logging.CRITICAL)
-    # Pictures inside of the page alone: a report never asks the network or the disk.
-    fetcher = weasyprint.urls.URLFetcher(allowed_protocols=("data",))
-    document = weasyprint.HTML(string=SCRIPTS.sub("", page), url_fetcher=fetcher)
-    made: bytes = document.write_pdf(pdf_identifier=b"medsiam")
-    return made
+    return weasyprint
 
 
 def encapsulated(case: Case, pdf: bytes) -> Dataset:

@@ -48,8 +48,14 @@ SQUARE_MM_OF_ML = 1000.0
 LONGEST_DAYS_TEXT = 3
 
 
-def structured_report(case: Case, segmentation: Dataset | None) -> Comprehensive3DSR:
-    """The report; segmentation is the findings' object, None where there are none."""
+def structured_report(
+    case: Case, segmentation: Dataset | None, others: Sequence[Dataset] = ()
+) -> Comprehensive3DSR:
+    """The report of a comparison.
+
+    segmentation  the findings' object, None where there are none
+    others        further objects of this comparison, to be named as evidence
+    """
     groups = [_finding_group(case, segmentation, n) for n in range(1, len(case.comparison.findings) + 1)]
     content = MeasurementReport(
         observation_context=_observer(case),
@@ -60,7 +66,7 @@ def structured_report(case: Case, segmentation: Dataset | None) -> Comprehensive
     )
     made = Comprehensive3DSR(
         # Patient and study are taken from the first of these.
-        evidence=[*case.current_headers, *_as_evidence(segmentation), *case.prior_headers],
+        evidence=[*case.current_headers, *_as_evidence(segmentation), *others, *case.prior_headers],
         content=content,
         series_instance_uid=case.series_uid("report"),
         series_number=SERIES_NUMBERS["report"],

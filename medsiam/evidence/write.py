@@ -1,8 +1,9 @@
 """All objects of one comparison in a folder: the story of `--formats dicom`.
 
-    findings (SEG) -> report (SR) -> prior as a series -> registration -> key images -> PDF
+    findings (SEG) -> registration -> prior as a series -> key images -> PDF -> report (SR)
 
-Each names the others or the series they come from, and all lie in the current study.
+Each names the series that it comes from, the report all of the others too; all lie in
+the current study.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from pydicom import dcmread
+
 from medsiam.change.comparison import Comparison
 from medsiam.evidence.capture import write_key_images
 from medsiam.evidence.case import Case, save
-from medsiam.evidence.pdf import encapsulated, pdf_of
+from medsiam.evidence.pdf import encapsulated, layout_engine, pdf_of
 from medsiam.evidence.prior_series import write_prior
 from medsiam.evidence.registration_object import spatial_registration
 from medsiam.evidence.seg import segmentation
@@ -29,7 +32,12 @@ from medsiam.volume import Acquisition
 def evidence_of(
     paths: Sequence[Path], *, now: datetime
 ) -> Callable[[Comparison], Callable[[Path], Mapping[str, str]]]:
-    """What writes a comparison's objects, for write_comparison; the scans' own headers lie in these paths."""
+    """What writes a comparison's objects, for write_comparison; the scans' own headers lie in these paths.
+
+    Raises InputRefused where the PDF cannot be made here.
+    """
+    # What is missing on this machine is told before anything is computed.
+    layout_engine()
     known: dict[tuple[str, str, str], Originals] = {}
 
     def originals(acquisition: Acquisition) -> Originals:
@@ -59,15 +67,20 @@ def write_evidence(case: Case, folder: Path) -> dict[str, str]:
     if findings is not None:
         save(findings, home / "findings.dcm")
         names["dicom_findings"] = f"{EVIDENCE}/findings.dcm"
-    save(structured_report(case, findings), home / "report.dcm")
     registration = spatial_registration(case)
+    written: list[Path] = []
     if registration is not None:
-        save(registration, home / "registration.dcm")
+        written.append(save(registration, home / "registration.dcm"))
         names["dicom_registration"] = f"{EVIDENCE}/registration.dcm"
-        if write_prior(case, home / "prior_on_current"):
+        prior = write_prior(case, home / "prior_on_current")
+        written += prior
+        if prior:
             names["dicom_prior"] = f"{EVIDENCE}/prior_on_current"
-    write_key_images(case, home / "key_images")
-    names |= {"dicom_key_images": f"{EVIDENCE}/key_images", "dicom_document": f"{EVIDENCE}/document.dcm"}
+    written += write_key_images(case, home / "key_images")
     page = render(case.comparison, to_json(case.comparison, files={}))
-    save(encapsulated(case, pdf_of(page)), home / "document.dcm")
+    written.append(save(encapsulated(case, pdf_of(page)), home / "document.dcm"))
+    names |= {"dicom_key_images": f"{EVIDENCE}/key_images", "dicom_document": f"{EVIDENCE}/document.dcm"}
+    # Last, for it names all the others.
+    others = [dcmread(path, stop_before_pixels=True) for path in written]
+    save(structured_report(case, findings, others), home / "report.dcm")
     return names
