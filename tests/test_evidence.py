@@ -197,6 +197,13 @@ def test_the_document_is_the_report_as_pdf(written):
     assert pdf.startswith(b"%PDF-") and pdf.rstrip().endswith(b"%%EOF")
 
 
+def test_making_a_pdf_leaves_the_reading_of_pictures_strict():
+    """The layout engine turns a guard of Pillow off, on which the reader of radiographs relies."""
+    code = "from PIL import ImageFile; from medsiam.evidence.pdf import pdf_of; pdf_of('<p>a</p>'); "
+    code += "raise SystemExit(int(ImageFile.LOAD_TRUNCATED_IMAGES))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
 def test_a_page_is_given_no_file_and_no_network(tmp_path):
     """A header's text could carry a link; none is followed."""
     picture = tmp_path / "x.png"

@@ -6,6 +6,7 @@ import logging
 import re
 from typing import Any
 
+from PIL import ImageFile
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import EncapsulatedPDFStorage
@@ -43,6 +44,9 @@ def pdf_of(page: str) -> bytes:
 
 def layout_engine() -> Any:
     """weasyprint. Raises InputRefused where the system's text layout library is missing."""
+    # weasyprint makes Pillow take pictures that are cut short, for the whole process:
+    # a damaged radiograph would then be read as a whole one.
+    strictness = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         # Loads Pango through the system, which may not be there; no other command needs it.
         import weasyprint
@@ -51,6 +55,8 @@ def layout_engine() -> Any:
             "the PDF needs the Pango library, which is not on this machine; install it "
             "(Debian: libpango-1.0-0 libpangoft2-1.0-0), or leave dicom out of --formats"
         ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = strictness
     return weasyprint
 
 
