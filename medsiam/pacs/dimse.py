@@ -25,6 +25,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
     RLELossless,
 )
@@ -51,7 +53,8 @@ TAKEN = frozenset({SUCCESS, 0xB000, 0xB006, 0xB007})
 FETCHED_CLASSES = (
     MRImageStorage, CTImageStorage, EnhancedMRImageStorage, EnhancedCTImageStorage,
     ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForProcessing, LegacyConvertedEnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
 )  # fmt: skip
 SYNTAXES: list[Any] = [
     ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1, JPEG2000Lossless, RLELossless
@@ -184,9 +187,9 @@ class Dimse:
                 f"{self._aet} did not answer within {self._settings.timeout_s:g} s or broke off; try again"
             )
         if status.Status != SUCCESS and status.Status not in also:
-            told = str(status.get("ErrorComment") or "no comment")[:80]
+            # Its comment is left out: it may name whom was asked for.
             raise ArchiveRefused(
-                f"{self._aet} could not {what} (status 0x{status.Status:04X}, {told}); look into its log"
+                f"{self._aet} could not {what} (status 0x{status.Status:04X}); look into its log"
             )
 
 
