@@ -35,6 +35,9 @@ ENV PATH=/opt/medsiam/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Lays out the report's PDF.
+RUN apt-get update && apt-get install -y --no-install-recommends libpango-1.0-0 libpangoft2-1.0-0 \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 medsiam \
     && install -d -o medsiam -g medsiam /data /home/medsiam/.config
 COPY --from=build /opt/medsiam /opt/medsiam

@@ -7,6 +7,7 @@ seconds to load, and `medsiam --help` must answer at once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
@@ -16,12 +17,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from medsiam import __version__
+from medsiam import __version__, commands_pacs
 from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
 
 # Threads that spin while they wait take the cores from each other wherever anything
@@ -29,8 +31,9 @@ from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DONE, BUG, INTERRUPTED = 0, 1, 130
-FORMATS = ("json", "html", "nifti")
-EVERY_FORMAT = ",".join(FORMATS)
+FORMATS = ("json", "html", "nifti", "dicom")
+# DICOM objects carry the patient's name, so they are written when asked for.
+USUAL_FORMATS = "json,html,nifti"
 FEWEST_SCANS = 3
 
 app = typer.Typer(
@@ -58,7 +61,9 @@ DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Wh
 WeightsOption = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
 ]
-FormatsOption = Annotated[str, typer.Option(metavar="LIST", help="What to write; json is always written.")]
+FormatsOption = Annotated[
+    str, typer.Option(metavar="LIST", help="What to write: json (always), html, nifti, dicom.")
+]
 OtherPatientOption = Annotated[
     bool, typer.Option("--allow-different-patients", help="Compare even where patient numbers differ.")
 ]
@@ -106,9 +111,16 @@ def medsiam(
 @app.command()
 @answers_with_exit_code
 def compare(
-    prior: Annotated[Path, typer.Argument(metavar="PRIOR", help="The earlier scan.", show_default=False)],
-    current: Annotated[Path, typer.Argument(metavar="CURRENT", help="The later scan.", show_default=False)],
     out: OutOption,
+    prior: Annotated[
+        Path | None, typer.Argument(metavar="PRIOR", help="The earlier scan.", show_default=False)
+    ] = None,
+    current: Annotated[
+        Path | None, typer.Argument(metavar="CURRENT", help="The later scan.", show_default=False)
+    ] = None,
+    from_archive: commands_pacs.FromOption = None,
+    study: commands_pacs.StudyOption = None,
+    pacs_config: commands_pacs.PacsConfigOption = None,
     prior_series: Annotated[
         str | None, typer.Option(metavar="UID", help="Series of PRIOR to take; otherwise the best pair.")
     ] = None,
@@ -118,7 +130,7 @@ def compare(
     config: ConfigOption = None,
     device: DeviceOption = "auto",
     weights: WeightsOption = None,
-    formats: FormatsOption = EVERY_FORMAT,
+    formats: FormatsOption = USUAL_FORMATS,
     seed: SeedOption = 0,
     fast: FastOption = False,
     allow_different_patients: OtherPatientOption = False,
@@ -131,7 +143,8 @@ def compare(
     """Compares a scan with its prior and writes the report.
 
     PRIOR and CURRENT are each a folder, a file or a zip of DICOM, a DICOMDIR, a NIfTI
-    file, or a PNG or TIFF radiograph.
+    file, or a PNG or TIFF radiograph. With --from and --study both are fetched from an
+    archive instead: the study, and the prior that the rule in --pacs-config finds.
 
     Example: medsiam compare 2023-05/ 2024-05/ --out result/
     """
@@ -140,21 +153,26 @@ def compare(
     from medsiam.compare import compare_series  # torch, only now
     from medsiam.report.writer import write_comparison
 
-    comparison = compare_series(
-        prior,
-        current,
-        prior_series=prior_series,
-        current_series=current_series,
-        config=config,
-        device=device,
-        weights=weights,
-        seed=seed,
-        fast=fast,
-        allow_different_patients=allow_different_patients,
-        keep_order=keep_order,
-        progress=_progress(),
-    )
-    files = write_comparison(comparison, out, formats=wanted)
+    archive = (from_archive, study, pacs_config)
+    with commands_pacs.two_scans((prior, current), archive, _progress()) as (earlier, later, told):
+        evidence = _evidence([earlier, later], wanted)
+        comparison = compare_series(
+            earlier,
+            later,
+            prior_series=prior_series,
+            current_series=current_series,
+            config=config,
+            device=device,
+            weights=weights,
+            seed=seed,
+            fast=fast,
+            allow_different_patients=allow_different_patients,
+            keep_order=keep_order,
+            progress=_progress(),
+        )
+        comparison = dataclasses.replace(comparison, notes=(*told, *comparison.notes))
+        more = evidence(comparison) if evidence else None
+        files = write_comparison(comparison, out, formats=wanted, write_more=more)
     if as_json:
         typer.echo((out / files["json"]).read_text(encoding="utf-8"), nl=False)
     else:
@@ -175,7 +193,7 @@ def trajectory(
     config: ConfigOption = None,
     device: DeviceOption = "auto",
     weights: WeightsOption = None,
-    formats: FormatsOption = EVERY_FORMAT,
+    formats: FormatsOption = USUAL_FORMATS,
     seed: SeedOption = 0,
     fast: FastOption = False,
     all_pairs: Annotated[
@@ -206,7 +224,8 @@ def trajectory(
     from medsiam.report.trajectory_writer import trajectory_folder  # torch, only now
     from medsiam.trajectory import Rules, follow_series
 
-    with trajectory_folder(out, formats=wanted) as writer:
+    evidence = _evidence(scans, wanted)
+    with trajectory_folder(out, formats=wanted, write_more=evidence) as writer:
         followed = follow_series(
             scans,
             config=config,
@@ -316,6 +335,10 @@ def bench(
     typer.echo(json.dumps(scores.as_dict(), indent=2) if as_json else scores.table())
 
 
+app.command()(answers_with_exit_code(commands_pacs.send))
+app.command()(answers_with_exit_code(commands_pacs.deidentify))
+
+
 def _formats(text: str) -> tuple[str, ...]:
     """The formats of a comma list, json always among them."""
     wanted = tuple(word.strip() for word in text.split(",") if word.strip())
@@ -323,6 +346,18 @@ def _formats(text: str) -> tuple[str, ...]:
     if unknown or not wanted:
         raise typer.BadParameter(f"{text!r}: choose from {', '.join(FORMATS)}", param_hint="--formats")
     return wanted if "json" in wanted else ("json", *wanted)
+
+
+def _evidence(scans: list[Path], wanted: tuple[str, ...]) -> Callable[..., Any] | None:
+    """What writes the DICOM objects of a comparison, None where they are not wanted."""
+    if "dicom" not in wanted:
+        return None
+    from medsiam.evidence.write import evidence_of  # highdicom, only now
+    from medsiam.reading.originals import check_is_dicom
+
+    for scan in scans:
+        check_is_dicom(scan)
+    return evidence_of(scans, now=datetime.now())
 
 
 def _check_device(device: str) -> None:

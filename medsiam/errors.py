@@ -9,6 +9,7 @@
     │   ├── NotComparable         two scans that no method can set side by side
     │   ├── WeightsRefused        weights of another shape, origin or digest
     │   ├── ConfigRefused         an unknown key or a value out of range
+    │   ├── ArchiveRefused        an archive that is down, says no, or answers nonsense
     │   └── TrainingRefused       a manifest or scans that no network can be trained on
     └── ResourceExhausted         exit 4: memory or disk
 
@@ -67,6 +68,12 @@ class ConfigRefused(InputRefused):
     """A setting that does not exist or cannot hold."""
 
     code = "config"
+
+
+class ArchiveRefused(InputRefused):
+    """An archive cannot be reached, does not let us in, or does not do what was asked."""
+
+    code = "archive"
 
 
 class TrainingRefused(InputRefused):

@@ -110,7 +110,7 @@ def test_only_flows_import_prefect():
         ("def f():\n    import medsiam.cli", "medsiam.volume", "cli is not left of volume"),
         ("from medsiam import compare_series", "medsiam.demo", "from the top of the package"),
         ("import medsiam", "medsiam.demo", "not left of demo"),
-        ("from pydicom import dcmread", "medsiam.pairing.intensity", "home is evidence, pacs, reading"),
+        ("from pydicom import dcmread", "medsiam.pairing.intensity", "home is evidence, pacs, privacy"),
         ("import prefect", "medsiam.compare", "home is flows"),
         ("x = 1", "medsiam.utils", "has no place"),
     ],

@@ -186,7 +186,8 @@ def test_the_formats_of_the_command_are_those_that_the_writer_knows():
     """Told twice, since the writer takes seconds to import."""
     from medsiam.report.writer import FORMATS
 
-    assert cli.FORMATS == FORMATS
+    assert (*FORMATS, "dicom") == cli.FORMATS
+    assert cli.USUAL_FORMATS.split(",") == list(FORMATS)
 
 
 def test_the_version_is_told():
@@ -194,7 +195,7 @@ def test_the_version_is_told():
     assert run("--version").stdout.strip() == medsiam.__version__
 
 
-@pytest.mark.parametrize("command", ["compare", "trajectory", "demo", "bench"])
+@pytest.mark.parametrize("command", ["compare", "trajectory", "demo", "bench", "send", "deidentify"])
 def test_every_command_has_help_with_an_example(command):
     """The contract says so."""
     result = run(command, "--help")

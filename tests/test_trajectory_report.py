@@ -199,6 +199,26 @@ def test_nothing_is_seen_before_all_is_written_and_then_all_is(tmp_path):
     assert violations(report, SCHEMA) == ()
 
 
+def test_each_pair_takes_further_files_and_all_are_listed(tmp_path):
+    """The DICOM evidence of each pair; what is listed is there, so that a repeat may replace it."""
+
+    def more(comparison):
+        def write_more(folder):
+            (folder / "dicom").mkdir()
+            (folder / "dicom" / "report.dcm").write_bytes(b"evidence")
+            return {"dicom_report": "dicom/report.dcm"}
+
+        return write_more
+
+    for _ in range(2):
+        with trajectory_folder(tmp_path, formats=("json",), write_more=more) as writer:
+            for key, comparison in comparisons().items():
+                writer.keep(key, comparison)
+            files = writer.finish(grown())
+    assert files["1-2 dicom_report"] == "pairs/1-2/dicom/report.dcm"
+    assert (tmp_path / "pairs" / "2-3" / "dicom" / "report.dcm").read_bytes() == b"evidence"
+
+
 def write(out, count=3):
     with trajectory_folder(out, formats=("json",)) as writer:
         for key, comparison in comparisons(count).items():

@@ -214,7 +214,8 @@ def _mr_technique(ds: Dataset, protocol: dict[str, Any]) -> None:
     ds.RepetitionTime = _decimal(protocol.get("repetition_time_ms"))
     ds.EchoTime = _decimal(protocol.get("echo_time_ms"))
     ds.EchoTrainLength = None
-    if "IR" in str(ds.get("ScanningSequence", "")) or "inversion_time_ms" in protocol:
+    # The standard forbids it where the sequence is not told as an inversion recovery.
+    if "IR" in str(ds.get("ScanningSequence", "")):
         ds.InversionTime = _decimal(protocol.get("inversion_time_ms"))
     if "field_strength_t" in protocol:
         ds.MagneticFieldStrength = _decimal(protocol["field_strength_t"])

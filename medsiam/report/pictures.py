@@ -123,9 +123,21 @@ def scene_of(comparison: Comparison) -> Scene:
 def finding_pictures(scene: Scene, finding: Finding) -> FindingPictures:
     """The four pictures of a finding, at the slice through its centre."""
     x, y, k = scene.place(finding)
-    field = _field(scene, finding, x, y)
-    size, px_per_mm = _size(field, scene.view, PANEL_PX)
     words = f"of finding {finding.label} ({finding.kind}){_in_slice(scene, k)}"
+    images = finding_panels(scene, finding)
+    return FindingPictures(
+        place=_place_picture(scene, _field(scene, finding, x, y), k, f"Place {words}, in the current scan"),
+        prior=drawing.as_picture(images["prior"], f"Prior scan around the place {words}"),
+        current=drawing.as_picture(images["current"], f"Current scan around the place {words}"),
+        change=drawing.as_picture(images["change"], f"Current scan with marked change {words}"),
+    )
+
+
+def finding_panels(scene: Scene, finding: Finding, *, side: int = PANEL_PX) -> dict[str, Image.Image]:
+    """Prior, current and change around a finding, lettered and with a scale, so many px a side."""
+    x, y, k = scene.place(finding)
+    field = _field(scene, finding, x, y)
+    size, px_per_mm = _size(field, scene.view, side)
     images = {
         "prior": drawing.enlarged(scene.prior(k, field), size),
         "current": drawing.enlarged(scene.current(k, field), size),
@@ -134,16 +146,19 @@ def finding_pictures(scene: Scene, finding: Finding) -> FindingPictures:
     for image in images.values():
         drawing.write_edges(image, scene.view.edges)
         drawing.write_scale(image, px_per_mm, unit=scene.unit_of_length)
-    return FindingPictures(
-        place=_place_picture(scene, field, k, f"Place {words}, in the current scan"),
-        prior=drawing.as_picture(images["prior"], f"Prior scan around the place {words}"),
-        current=drawing.as_picture(images["current"], f"Current scan around the place {words}"),
-        change=drawing.as_picture(images["change"], f"Current scan with marked change {words}"),
-    )
+    return images
 
 
 def overview_pictures(scene: Scene) -> tuple[Picture, ...]:
     """Evenly spaced slices of the current scan with the signed change laid over them."""
+    return tuple(
+        drawing.as_picture(tile, f"Current scan with marked change{_in_slice(scene, k)}")
+        for k, tile in overview_tiles(scene)
+    )
+
+
+def overview_tiles(scene: Scene) -> tuple[tuple[int, Image.Image], ...]:
+    """The overview's slices: their number, and the image."""
     chosen = _evenly(scene.slices, OVERVIEW_TILES)
     size, px_per_mm = _size(scene.box, scene.view, TILE_PX if len(chosen) > 1 else LONE_TILE_PX)
     tiles = []
@@ -152,7 +167,7 @@ def overview_pictures(scene: Scene) -> tuple[Picture, ...]:
         _name_slice(scene, tile, k)
         if k == chosen[0]:
             drawing.write_scale(tile, px_per_mm, unit=scene.unit_of_length)
-        tiles.append(drawing.as_picture(tile, f"Current scan with marked change{_in_slice(scene, k)}"))
+        tiles.append((k, tile))
     return tuple(tiles)
 
 

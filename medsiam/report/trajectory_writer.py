@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from medsiam.report.comparison_json import to_text
 from medsiam.report.placing import PAIRS, TRAJECTORY, placed_whole
 from medsiam.report.trajectory_html import render_trajectory
 from medsiam.report.trajectory_json import trajectory_json
-from medsiam.report.writer import FORMATS, write_comparison
+from medsiam.report.writer import FORMATS, WriteMore, write_comparison
 
 TRAJECTORY_HTML = "trajectory.html"
 
@@ -24,12 +24,14 @@ class TrajectoryWriter:
 
     stage: Path
     formats: Collection[str]
+    write_more: Callable[[Comparison], WriteMore] | None = None
     pair_files: dict[PairKey, dict[str, str]] = field(default_factory=dict)
 
     def keep(self, key: PairKey, comparison: Comparison) -> None:
         """Writes one pair's report, so that its images need not be held."""
         name = f"{PAIRS}/{key[0]}-{key[1]}"
-        written = write_comparison(comparison, self.stage / name, formats=self.formats)
+        more = self.write_more(comparison) if self.write_more else None
+        written = write_comparison(comparison, self.stage / name, formats=self.formats, write_more=more)
         self.pair_files[key] = {kind: f"{name}/{path}" for kind, path in written.items()}
 
     def finish(self, trajectory: Trajectory) -> dict[str, str]:
@@ -45,11 +47,17 @@ class TrajectoryWriter:
 
 
 @contextmanager
-def trajectory_folder(folder: Path, *, formats: Collection[str] = FORMATS) -> Iterator[TrajectoryWriter]:
+def trajectory_folder(
+    folder: Path,
+    *,
+    formats: Collection[str] = FORMATS,
+    write_more: Callable[[Comparison], WriteMore] | None = None,
+) -> Iterator[TrajectoryWriter]:
     """A writer whose files stand in the folder when the block ends, and not at all when it fails.
 
     An earlier result in the folder is replaced, what is not ours stays.
+    write_more  gives what adds files (the DICOM evidence) to one pair's report
     Raises as write_comparison does.
     """
     with placed_whole(folder) as stage:
-        yield TrajectoryWriter(stage, frozenset(formats) | {"json"})
+        yield TrajectoryWriter(stage, frozenset(formats) | {"json"}, write_more)

@@ -1,0 +1,1 @@
+"""Archives: found, fetched from and stored to, by DICOMweb and by DIMSE."""

@@ -1,0 +1,1 @@
+"""Scans without their patient, for research."""
