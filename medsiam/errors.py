@@ -9,6 +9,9 @@
     │   ├── NotComparable         two scans that no method can set side by side
     │   ├── WeightsRefused        weights of another shape, origin or digest
     │   ├── ConfigRefused         an unknown key or a value out of range
+    │   ├── IndexRefused          an index of cases that is not there or does not fit
+    │   │   ├── FilterRefused     a filter that cannot be read, or names no column
+    │   │   └── IndexDamaged      files of an index that cannot be read
     │   └── TrainingRefused       a manifest or scans that no network can be trained on
     └── ResourceExhausted         exit 4: memory or disk
 
@@ -67,6 +70,24 @@ class ConfigRefused(InputRefused):
     """A setting that does not exist or cannot hold."""
 
     code = "config"
+
+
+class IndexRefused(InputRefused):
+    """An index of cases that is not there, or not for this question."""
+
+    code = "index"
+
+
+class FilterRefused(IndexRefused):
+    """A filter that cannot be read, or that names no column of the index."""
+
+    code = "filter"
+
+
+class IndexDamaged(IndexRefused):
+    """Files of an index that cannot be read."""
+
+    code = "index-damaged"
 
 
 class TrainingRefused(InputRefused):
