@@ -243,7 +243,11 @@ def test_any_text_is_a_filter_or_refused(text):
         parse(text, {"grade"})
 
 
-@given(st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Zs")), max_size=40).filter(str.isprintable))
+@given(
+    st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Zs")), max_size=40).filter(
+        str.isprintable
+    )
+)
 @settings(max_examples=30, deadline=None)
 def test_any_printable_text_is_found_again_by_the_filter_that_quotes_it(tmp_path_factory, text):
     """Quotes, backslashes and comment signs are letters like others."""

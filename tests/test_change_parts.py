@@ -113,6 +113,7 @@ def test_sampling_reads_a_linear_field_at_its_true_place():
 
 def test_lengths_are_called_pixels_where_a_pixel_has_no_known_size():
     """A scale bar in mm on a picture without a scale would be a wrong number."""
+
     def unit(protocol):
         scene = Fake(comparison=Fake(current=Fake(acquisition=Fake(protocol=protocol))))
         return Scene.unit_of_length.fget(scene)

@@ -108,9 +108,7 @@ def average_precision(strength: NDArray[np.float32], truth: NDArray[np.bool_]) -
     return float((precision * ranked).sum() / max(int(ranked.sum()), 1))
 
 
-def lesions_met(
-    truth: NDArray[np.bool_], found: NDArray[np.bool_], voxel_mm3: float
-) -> tuple[int, int]:
+def lesions_met(truth: NDArray[np.bool_], found: NDArray[np.bool_], voxel_mm3: float) -> tuple[int, int]:
     """How many true lesions over SMALLEST_LESION_MM3 a finding touches, and how many there are."""
     labels, _ = ndimage.label(truth, structure=np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())[1:] * voxel_mm3
@@ -122,4 +120,3 @@ def lesions_met(
 def _without_truth(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> int:
     labels, count = ndimage.label(found, structure=np.ones((3, 3, 3)))
     return count - int(np.unique(labels[truth & (labels > 0)]).size)
-

@@ -86,9 +86,7 @@ def _pair(folder: Path) -> MsPair:
 
 def itk_affine(path: Path) -> Matrix:
     """The 4 x 4 LPS mm matrix of an ITK affine text file: y = M (x - c) + t + c."""
-    lines = dict(
-        line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines() if ":" in line
-    )
+    lines = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines() if ":" in line)
     numbers = np.array(lines["Parameters"].split(), dtype=np.float64)
     centre = np.array(lines["FixedParameters"].split(), dtype=np.float64)
     matrix = np.eye(4)

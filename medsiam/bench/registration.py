@@ -21,9 +21,7 @@ def measure(data: Path | None, seed: int) -> Scores:
     rows = []
     for pair in ms_pairs(data):
         found = compare(pair.prior, pair.current, seed=seed).registration
-        distance = mean_distance_mm(
-            found.prior_from_current, pair.prior_from_current, pair.brain_points_mm()
-        )
+        distance = mean_distance_mm(found.prior_from_current, pair.prior_from_current, pair.brain_points_mm())
         reference, target = REFERENCES.get(pair.name, ("", ""))
         rows.append(Score(f"{pair.name}: mean distance (mm), {found.kind}", distance, reference, target))
         rows.append(Score(f"{pair.name}: residual", found.residual))

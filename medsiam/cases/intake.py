@@ -252,18 +252,15 @@ class _Run:
         if not self._scans:
             return
         (self.index.folder / UNLINKED).touch(mode=0o600)
-        self.added += self.index.add(self._unspoiled())
+        silent = {case.case_id for case in self._scans if not case.labels_key}
+        # One that is known keeps its labels where the table is silent now.
+        known = self.index.store.digests("scan", silent)
+        stored = self.index.add([case for case in self._scans if case.case_id not in known])
+        self.added += stored + Added(unchanged=len(known))
         if self._lesions:
             self.index.add(self._lesions, "finding")
         self.findings += len(self._lesions)
         self._scans, self._lesions = [], []
-
-    def _unspoiled(self) -> list[Case]:
-        """The scans that wait; one that is known keeps its labels where the table is silent now."""
-        silent = {case.case_id for case in self._scans if not case.labels_key}
-        known = self.index.store.digests("scan", silent)
-        self.added += Added(unchanged=len(known))
-        return [case for case in self._scans if case.case_id not in known]
 
     def _refuse(self, entry: SeriesEntry, error: MedsiamError) -> None:
         self.refused.append(Refused(entry.name, error.code, str(error)))

@@ -203,11 +203,12 @@ def _like_query(query: Case) -> Filter:
 
 
 def _background(index: CaseIndex, kind: Kind, query: Case, seed: int) -> tuple[float, ...]:
-    drawn = index.store.sample(kind, _like_query(query), 2 * STRANGERS, seed)
-    order = np.random.default_rng(seed).permutation(len(drawn))
-    half = len(drawn) // 2
-    pairs = [(drawn[a], drawn[b]) for a, b in zip(order[:half], order[half : 2 * half], strict=True)]
-    apart = [_cosine(a.vector, b.vector) for a, b in pairs if _person(a) != _person(b)]
+    drawn = index.store.sample(kind, _like_query(query), STRANGERS, seed)
+    if len(drawn) < 2:
+        return ()
+    pairs = np.random.default_rng(seed).integers(len(drawn), size=(STRANGERS, 2))
+    two = ((drawn[a], drawn[b]) for a, b in {(min(pair), max(pair)) for pair in pairs.tolist()})
+    apart = [_cosine(a.vector, b.vector) for a, b in two if _person(a) != _person(b)]
     return tuple(sorted(apart)) if len(apart) >= FEWEST_PAIRS else ()
 
 

@@ -33,8 +33,10 @@ JPEG_QUALITY = 75
 # Bodies differ in how much of the neck was scanned, which shifts their centre.
 MOST_SHIFT_TILES = 3
 
-# A tile that is nearly all air matches nothing.
-LEAST_SPREAD = 4.0
+# Nor is a level farther from the centre than this a good picture of the whole.
+FARTHEST_SHOWN = 5
+# Darker than this is air.
+AIR_GREY = 38
 
 CROSS_PX = 7
 
@@ -86,12 +88,13 @@ def unpacked(strip: bytes) -> list[Tile]:
 
 
 def telling_tile(tiles: Sequence[Tile]) -> int:
-    """Number of the tile to show of a whole scan: the one at the body's centre, or the fullest near it."""
-    if len(tiles) < 2:
-        return 0
+    """Number of the tile to show of a whole scan: the largest section not far from the body's centre.
+
+    Of a head that is the level of the ventricles, wherever the neck was cut off.
+    """
     middle = len(tiles) // 2
-    near = range(max(0, middle - 1), min(len(tiles), middle + 2))
-    return max(near, key=lambda n: (float(tiles[n].std()) > LEAST_SPREAD, -abs(n - middle)))
+    near = [n for n in range(len(tiles)) if abs(n - middle) <= FARTHEST_SHOWN]
+    return max(near, key=lambda n: (int((tiles[n] > AIR_GREY).sum()), -abs(n - middle)), default=0)
 
 
 def corresponding(tile: Tile, number: int, others: Sequence[Tile]) -> int:

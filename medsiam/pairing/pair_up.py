@@ -69,8 +69,7 @@ def bring_together(
     motions = half, np.linalg.inv(half)
     grid = _halfway_grid((prior, current), regions, motions)
     weights = [
-        sample(torch.tensor(r.weight, device=device), v.grid, grid, m)
-        * coverage(v.grid, grid, m, device)
+        sample(torch.tensor(r.weight, device=device), v.grid, grid, m) * coverage(v.grid, grid, m, device)
         for v, r, m in zip((prior, current), regions, motions, strict=True)
     ]
     tissue = torch.minimum(*weights) > TISSUE_SHARE

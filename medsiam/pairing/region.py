@@ -107,4 +107,3 @@ def _otsu(array: NDArray[np.float32]) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
     return float(centres[np.nan_to_num(between).argmax()])
-
