@@ -215,7 +215,7 @@ def demo(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Makes a patient with three visits as DICOM, compares them, and says what was found.
+    """Makes a patient with three visits as DICOM, compares them, indexes and searches.
 
     Nothing is downloaded. The truth that was put in is printed beside what was found.
 

@@ -171,10 +171,13 @@ class CaseIndex:
         with only_writer(self.folder):
             self.store.drop(kind, ids)
 
-    def settle(self, *, search_index: bool = True) -> None:
-        """Joins small files and refreshes the search index; answers stay the same."""
+    def settle(self, *, keep_versions: bool = True) -> None:
+        """Joins small files and refreshes the search index; answers stay the same.
+
+        keep_versions  those of the last minutes stay, for readers that have them open
+        """
         with only_writer(self.folder):
-            self.store.settle(search_index=search_index)
+            self.store.settle(keep_versions=keep_versions)
 
     def check_encoder(self, encoder_id: str) -> None:
         """Raises IndexRefused where the index holds another encoder's embeddings."""

@@ -99,7 +99,7 @@ class LanceStore:
                 "q": np.asarray(vector, dtype=np.float32),
                 "k": count,
                 "metric": "cosine",
-                **self._way(table),
+                **self._way(table, where),
             }
             columns = [name for name in table.schema.names if name not in (VECTOR, THUMBNAILS)]
             rows: list[dict[str, Any]] = table.to_table(
@@ -184,18 +184,19 @@ class LanceStore:
         """Half-precision numbers, and the picture's own bytes."""
         return case.vector.astype(np.float16).tobytes(), case.thumbnails
 
-    def settle(self, *, search_index: bool = True) -> None:
-        """Small files joined, the search index fresh, versions older than KEPT_FOR gone."""
+    def settle(self, *, keep_versions: bool = True) -> None:
+        """Small files joined, the search index fresh, versions older than KEPT_FOR gone, or all old ones."""
         for kind in self._sizes:
             with self._told():
                 table = self._latest(kind)
                 if table is None:
                     continue
                 table.optimize.compact_files()
-                if search_index:
-                    self._build(kind)
+                self._build(kind)
                 table = self._latest(kind)
-                table.cleanup_old_versions(older_than=KEPT_FOR)
+                # What this writer made itself is verified; no other can be at work under its lock.
+                kept = KEPT_FOR if keep_versions else timedelta(0)
+                table.cleanup_old_versions(older_than=kept, delete_unverified=not keep_versions)
 
     def close(self) -> None:
         """Forgets the open tables."""
@@ -214,10 +215,15 @@ class LanceStore:
         elif table.stats.index_stats(INDEX_NAME)["num_unindexed_rows"] > STALE_SHARE * rows:
             table.optimize.optimize_indices()
 
-    def _way(self, table: Any) -> dict[str, Any]:
-        if table.count_rows() < self._settings.exact_below or not _has_search_index(table):
+    def _way(self, table: Any, where: Filter | None) -> dict[str, Any]:
+        """Every vector where few pass; else the search index, the deeper the fewer pass."""
+        rows = table.count_rows()
+        passing = rows if as_sql(where) is None else table.count_rows(filter=as_sql(where))
+        if passing < self._settings.exact_below or not _has_search_index(table):
             return {"use_index": False}
-        return {"nprobes": self._settings.probes, "refine_factor": self._settings.refine}
+        # Of the parts that are looked into only this share is allowed to answer.
+        probes = min(math.ceil(self._settings.probes * rows / passing), partitions_of(rows))
+        return {"nprobes": probes, "refine_factor": self._settings.refine}
 
     def _widen(self, table: Any, cases: Sequence[Case]) -> None:
         """Makes columns for labels that are new to the table."""

@@ -151,7 +151,7 @@ class QdrantStore:
         doubles = b"".join(b"G" + struct.pack(">d", float(number)) for number in case.vector)
         return doubles, base64.b64encode(case.thumbnails)
 
-    def settle(self, *, search_index: bool = True) -> None:
+    def settle(self, *, keep_versions: bool = True) -> None:
         """Nothing: the server does that by itself."""
 
     def close(self) -> None:

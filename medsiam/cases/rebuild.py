@@ -33,7 +33,7 @@ def rebuild(index: CaseIndex) -> int:
     changes = link_changes(index, {case.patient_key for case in index.store.find("scan", None)})
     with only_writer(index.folder):
         index.sweep()
-    index.settle()
+    index.settle(keep_versions=False)
     return changes
 
 

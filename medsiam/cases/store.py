@@ -62,8 +62,11 @@ class CaseStore(Protocol):
     def written(self, case: Case) -> tuple[bytes, bytes]:
         """A case's vector and thumbnails as they stand in the engine's files, to look for them."""
 
-    def settle(self, *, search_index: bool = True) -> None:
-        """Joins small files, builds or refreshes the search index, lets old versions go."""
+    def settle(self, *, keep_versions: bool = True) -> None:
+        """Joins small files, refreshes the search index, lets old versions go.
+
+        keep_versions  those of the last minutes stay, for readers that have them open
+        """
 
     def close(self) -> None:
         """Lets go of files and connections."""
