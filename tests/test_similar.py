@@ -206,7 +206,9 @@ def test_a_search_by_change_finds_the_patients_who_changed(archive, index, weigh
     assert report["query"]["interval_days"] == 180.0
     assert len(report["results"]) == 4
     assert all(each["interval_days"] == 180.0 for each in report["results"])
-    assert (tmp_path / "search.html").read_text("utf-8").count(">Query, prior<") == 4
+    page = (tmp_path / "search.html").read_text("utf-8")
+    for caption in ("Query, prior", "Query, current", "Case, prior", "Case, current"):
+        assert page.count(f">{caption}<") == 4
 
 
 def test_a_search_by_change_takes_a_prior_that_is_not_in_the_index(archive, index, weights, tmp_path):
@@ -239,6 +241,22 @@ def test_a_search_by_finding_finds_the_same_place_in_another_scan(archive, weigh
     assert far.exit_code == 3 and "outside of the scan" in far.stderr
     none = search(archive, tmp_path / "cases", weights, tmp_path / "none", "--by", "finding")
     assert none.exit_code == 3 and "--at X,Y,Z" in none.stderr
+
+
+def test_findings_of_comparisons_are_stored_also_of_scans_that_are_known(archive, weights, tmp_path):
+    """Compare, then index: the report says whose findings they are."""
+    folder, scan = tmp_path / "cases", archive / "p1" / "v1"
+    told("index", "add", archive / "p1", "--index", folder, "--weights", weights)
+    volume = medsiam.read_volume(scan)
+    result = tmp_path / "results" / "pair"
+    result.mkdir(parents=True)
+    _write_mask(result / "findings.nii.gz", volume.grid, (20.0, 26.0, 26.0))
+    report = {"findings": [{}], "provenance": {"inputs": [{}, {"sha256": volume.acquisition.sha256}]}}
+    (result / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    more = ("--results", tmp_path / "results", "--weights", weights)
+    assert told("index", "add", archive / "p1", "--index", folder, *more)["findings"] == 1
+    assert told("index", "add", archive / "p1", "--index", folder, *more)["findings"] == 0
+    assert told("index", "info", "--index", folder)["findings"] == 1
 
 
 def _write_mask(path, grid, centre_mm):

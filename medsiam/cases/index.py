@@ -161,10 +161,10 @@ class CaseIndex:
         """How many scans it holds."""
         return self.store.count("scan")
 
-    def known_sources(self, keys: Collection[str]) -> dict[str, str]:
-        """Source key to labels key, of those that are there."""
+    def known_sources(self, keys: Collection[str]) -> dict[str, Case]:
+        """Source key to its scan, of those that are there."""
         found = self.store.find("scan", one_of("source_key", keys)) if keys else []
-        return {case.source_key: case.labels_key for case in found}
+        return {case.source_key: case for case in found}
 
     def drop(self, ids: Collection[str], kind: Kind) -> None:
         """Takes cases out of every answer. To erase them from the disk, see medsiam.cases.erase."""

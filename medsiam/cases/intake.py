@@ -20,6 +20,7 @@ from pathlib import Path
 from medsiam.cases.case import Case
 from medsiam.cases.changes import link_changes
 from medsiam.cases.describe import finding_cases, scan_case
+from medsiam.cases.filters import equal
 from medsiam.cases.index import Added, CaseIndex
 from medsiam.cases.labels import LabelTable, Told
 from medsiam.cases.region import Region, regions_of_labels
@@ -265,9 +266,13 @@ class _Run:
     def _refuse(self, entry: SeriesEntry, error: MedsiamError) -> None:
         self.refused.append(Refused(entry.name, error.code, str(error)))
 
-    def _tells_more(self, entry: SeriesEntry, labels_key: str) -> bool:
+    def _tells_more(self, entry: SeriesEntry, known: Case) -> bool:
+        """Whether the table says something new of it, or its findings are not stored yet."""
         told = self.hints.table.of(entry)
-        return told is not None and told.digest != labels_key
+        if told is not None and told.digest != known.labels_key:
+            return True
+        stored = equal("scan_id", known.case_id)
+        return known.sha256 in self.hints.results and not self.index.store.count("finding", stored)
 
     def _source_key(self, entry: SeriesEntry) -> str:
         """Keyed hash of the files' places, sizes and times: it tells nothing to who lacks the key."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medsiam.cases.case import Case
@@ -67,7 +68,7 @@ def change_query(index: CaseIndex, current: Case, prior: Case | None) -> tuple[C
             "them in "
             "order, with dates"
         )
-    return change, before
+    return replace(change, thumbnails=current.thumbnails), before
 
 
 def _latest_before(index: CaseIndex, current: Case) -> Case | None:

@@ -323,7 +323,9 @@ def _notes(outcome: SearchOutcome) -> tuple[str, ...]:
     elif found and outcome.same_scanner == found and wish.scanners == "any":
         notes.append("All results were made on this scan's scanner: rank across scanners to see past it.")
     if wish.controls and len(outcome.controls) < min(wish.controls, outcome.cases):
-        notes.append(f"Only {len(outcome.controls)} controls of the same modality and age are in the index.")
+        count = len(outcome.controls)
+        found_words = f"Only {count} controls" if count else "No controls"
+        notes.append(f"{found_words} of the same modality and age are left in the index.")
     return tuple(notes)
 
 

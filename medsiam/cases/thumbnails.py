@@ -33,7 +33,10 @@ JPEG_QUALITY = 75
 # Bodies differ in how much of the neck was scanned, which shifts their centre.
 MOST_SHIFT_TILES = 3
 
-# Nor is a level farther from the centre than this a good picture of the whole.
+# Skin and skull lie further out than this share of a tile.
+INNER_FROM = 0.28
+
+# A level farther from the centre than this is no picture of the whole.
 FARTHEST_SHOWN = 5
 # Darker than this is air.
 AIR_GREY = 38
@@ -126,8 +129,11 @@ def _marked(tile: Tile, row: int, column: int) -> Tile:
 
 
 def _correlation(one: Tile, other: Tile) -> float:
+    """Of what lies inside: every section of a head has the same outline."""
     if one.shape != other.shape:
         return -1.0
-    a, b = (tile.astype(np.float64) - float(tile.mean()) for tile in (one, other))
+    inner = slice(round(INNER_FROM * len(one)), round((1.0 - INNER_FROM) * len(one)))
+    a, b = (tile[inner, inner].astype(np.float64) for tile in (one, other))
+    a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / scale if scale > 0.0 else -1.0

@@ -52,11 +52,12 @@ def search_policy() -> str:
 def _title(outcome: SearchOutcome) -> str:
     count = len(outcome.results)
     what = {
-        "scan": "cases that look like this scan",
-        "finding": "findings that look like this one",
-        "change": "patients who changed like this",
-    }[outcome.wish.by]
-    return f"{count} {what}" if count else f"No {what}"
+        "scan": "cases like this scan",
+        "finding": "findings like this one",
+        "change": "changes like this one",
+    }
+    words = what[outcome.wish.by]
+    return f"The {count} {words.replace(' like', ' most like')}" if count else f"No {words}"
 
 
 def _row(outcome: SearchOutcome, found: Neighbour, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def _row(outcome: SearchOutcome, found: Neighbour, told: Mapping[str, Any]) -> d
     if outcome.wish.by == "change":
         prior = outcome.query_prior
         shown = [
-            *_beside("Query, prior", prior, "Query, current", query),
+            *_beside("Query, prior", prior, "Query, current", query, like=query),
             *_beside("Case, prior", found.prior, "Case, current", case, like=query),
         ]
     else:
@@ -78,7 +79,7 @@ def _beside(
 ) -> list[tuple[str, Picture | None]]:
     """Two cases at the level that shows most of the first, or that corresponds to a third."""
     first, second = _tiles(one), _tiles(other)
-    leading = _tiles(like) if like is not None else first or second
+    leading = _tiles(like) or first or second
     if not leading:
         return []
     number = telling_tile(leading)
