@@ -114,7 +114,7 @@ def compare(
     where the device cannot hold them.
     """
     settings = settings or CompareSettings()
-    chosen = usable_device(device)
+    chosen = _device(device)
     clock = _Stages()
     comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
     check_comparable(comparability)
@@ -203,7 +203,7 @@ def usable_series(path: Path, name: str | None, key: bytes) -> list[SeriesEntry]
     return usable
 
 
-def usable_device(name: str) -> torch.device:
+def _device(name: str) -> torch.device:
     """The device of a name; "auto" is the first GPU where there is one.
 
     Raises ResourceExhausted where the named GPU is not there.

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medsiam.cases.case import Case
 from medsiam.cases.index import CaseIndex
 from medsiam.cases.intake import Hints, Intake, Progress, Refused, add_series, results_in, series_of
@@ -20,8 +22,6 @@ from medsiam.cases.query import change_query, finding_query, scan_query
 from medsiam.cases.rebuild import embed_anew, rebuild, sizes_of
 from medsiam.cases.search import SearchOutcome, Wish, search_cases
 from medsiam.cases.settings import IndexSettings
-from medsiam.compare import usable_device
-from medsiam.config import load_settings
 from medsiam.encoding.encoder import Encoder
 from medsiam.encoding.weights import load_encoder
 from medsiam.errors import IndexRefused, InputRefused
@@ -69,7 +69,7 @@ def add_to_index(
     """
     key = load_key()
     table = read_labels(labels, key) if labels else LabelTable()
-    settings = load_settings(config, IndexSettings) if config else IndexSettings()
+    settings = _settings(config)
     entries, refused = series_of(scans, key)
     usable = [entry for entry in entries if entry.is_usable]
     if not usable:
@@ -107,7 +107,7 @@ def rebuild_index(
         return index, None
     key = load_key()
     entries, refused = series_of(scans, key)
-    encoder = load_encoder(weights, spatial_dims=index.spatial_dims, device=usable_device(device))
+    encoder = load_encoder(weights, spatial_dims=index.spatial_dims, device=_device(device))
     fresh, intake = embed_anew(
         index, encoder, entries, Hints(), key=key, leave_out_missing=leave_out_missing, progress=progress
     )
@@ -174,6 +174,22 @@ def similar_cases(
     return [result_json(each) for each in outcome.results]
 
 
+def _settings(config: Path | None) -> IndexSettings:
+    if config is None:
+        return IndexSettings()
+    # It knows the settings of every room, whose libraries a search need not wait for.
+    from medsiam.config import load_settings
+
+    return load_settings(config, IndexSettings)
+
+
+def _device(name: str) -> str:
+    """The first GPU, or the CPU where there is none, for "auto"."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _prior_case(prior: Path | None, encoder: Encoder, key: bytes, patient: str) -> Case | None:
     return scan_query(read_volume(prior, key=key), encoder, key=key, patient=patient) if prior else None
 
@@ -184,7 +200,7 @@ def _encoder_for(folder: Path, usable: Sequence[SeriesEntry], weights: str | Non
         spatial_dims = CaseIndex.open(folder).spatial_dims
     except IndexRefused:
         spatial_dims = 2 if usable[0].shape_kji[0] == 1 else 3
-    return load_encoder(weights, spatial_dims=spatial_dims, device=usable_device(device))
+    return load_encoder(weights, spatial_dims=spatial_dims, device=_device(device))
 
 
 def _fitting_encoder(index: CaseIndex, volume: Volume, weights: str | None, device: str) -> Encoder:
@@ -194,7 +210,7 @@ def _fitting_encoder(index: CaseIndex, volume: Volume, weights: str | None, devi
             f"the index holds {kinds[index.spatial_dims]}, the scan is one of {kinds[volume.spatial_dims]}; "
             "search in an index of its kind"
         )
-    encoder = load_encoder(weights, spatial_dims=index.spatial_dims, device=usable_device(device))
+    encoder = load_encoder(weights, spatial_dims=index.spatial_dims, device=_device(device))
     index.check_encoder(encoder.encoder_id)
     return encoder
 

@@ -24,8 +24,9 @@ from medsiam.cases.store import Near
 By = Literal["scan", "finding", "change"]
 Scanners = Literal["any", "same", "other"]
 
-# Pairs of two patients that tell how alike strangers are; a percentile then stands to about 1 %.
-STRANGERS = 1000
+# Cases that are drawn, and pairs of two patients among them that tell how alike strangers
+# are; a percentile then stands to about 2 %.
+DRAWN, STRANGERS = 300, 1000
 FEWEST_PAIRS = 20
 
 # Controls are of the query's age within these years.
@@ -203,7 +204,7 @@ def _like_query(query: Case) -> Filter:
 
 
 def _background(index: CaseIndex, kind: Kind, query: Case, seed: int) -> tuple[float, ...]:
-    drawn = index.store.sample(kind, _like_query(query), STRANGERS, seed)
+    drawn = index.store.sample(kind, _like_query(query), DRAWN, seed)
     if len(drawn) < 2:
         return ()
     pairs = np.random.default_rng(seed).integers(len(drawn), size=(STRANGERS, 2))
