@@ -39,6 +39,9 @@ INDEX_NAME = "vector_idx"
 # Ids in one `in (...)`; longer lists are asked in turns.
 IDS_AT_ONCE = 500
 
+# So few are read from where they lie faster than the search index is looked through for them.
+FEW_PASSING = 2000
+
 # A reader that opened a version keeps it at least this long while a writer tidies up.
 KEPT_FOR = timedelta(minutes=10)
 # A reader whose version was taken away in spite of that opens the newest and asks again.
@@ -218,8 +221,10 @@ class LanceStore:
     def _way(self, table: Any, where: Filter | None) -> dict[str, Any]:
         """Every vector where few pass; else the search index, the deeper the fewer pass."""
         rows = table.count_rows()
+        if rows < self._settings.exact_below or not _has_search_index(table):
+            return {"use_index": False}
         passing = rows if as_sql(where) is None else table.count_rows(filter=as_sql(where))
-        if passing < self._settings.exact_below or not _has_search_index(table):
+        if passing < FEW_PASSING:
             return {"use_index": False}
         # Of the parts that are looked into only this share is allowed to answer.
         probes = min(math.ceil(self._settings.probes * rows / passing), partitions_of(rows))
