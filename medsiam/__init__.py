@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medsiam.cases.index import CaseIndex
     from medsiam.change.comparison import Comparison, Finding
     from medsiam.compare import compare_series
     from medsiam.encoding.weights import load_encoder
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CaseIndex": "medsiam.cases.index",
     "Comparison": "medsiam.change.comparison",
     "Finding": "medsiam.change.comparison",
     "Grid": "medsiam.volume",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CaseIndex",
     "Comparison",
     "Finding",
     "Grid",

@@ -8,29 +8,38 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import functools
 import json
-import logging
 import os
 import sys
-import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsiam import __version__, commands_pacs
-from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
+from medsiam import __version__, cases_cli, commands_pacs
+from medsiam.console import (
+    BUG,
+    DONE,
+    INTERRUPTED,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    SeedOption,
+    VerboseOption,
+    WeightsOption,
+    answers_with_exit_code,
+    check_device,
+    tell_progress,
+)
 
-# Threads that spin while they wait take the cores from each other wherever anything
-# else runs: registration was measured over five times slower. Read by OpenMP when torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if TYPE_CHECKING:  # torch
+    from medsiam.change.comparison import Comparison
 
-DONE, BUG, INTERRUPTED = 0, 1, 130
+__all__ = ["BUG", "DONE", "INTERRUPTED", "app", "main"]
+
 FORMATS = ("json", "html", "nifti", "dicom")
 # DICOM objects carry the patient's name, so they are written when asked for.
 USUAL_FORMATS = "json,html,nifti"
@@ -47,19 +56,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")]
 FastOption = Annotated[
     bool, typer.Option("--fast", help="A coarser noise floor in less time; the report says how much coarser.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
-ConfigOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
-]
-DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
-WeightsOption = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
 ]
 FormatsOption = Annotated[
     str, typer.Option(metavar="LIST", help="What to write: json (always), html, nifti, dicom.")
@@ -69,30 +67,13 @@ OtherPatientOption = Annotated[
 ]
 
 
+app.add_typer(cases_cli.index, name="index")
+app.command()(cases_cli.search)
+
+
 def main() -> None:
     """Runs the command line."""
     app(prog_name="medsiam")
-
-
-def answers_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with every error turned into one line on standard error and an exit code."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        verbose = options.get("verbose", False)
-        try:
-            with _libraries_quiet_unless(verbose):
-                command(*args, **options)
-        except (typer.Exit, typer.Abort, BrokenPipeError):
-            raise
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            if type(error).__module__.startswith(("typer", "click")):
-                raise
-            raise typer.Exit(_tell(_as_medsiam_error(error), verbose, options)) from None
-
-    return run
 
 
 @app.callback(invoke_without_command=True)
@@ -137,6 +118,9 @@ def compare(
     keep_order: Annotated[
         bool, typer.Option("--keep-order", help="Take PRIOR as the earlier scan whatever the dates say.")
     ] = False,
+    index: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Index of cases, to tell those that look like CURRENT.")
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -149,12 +133,12 @@ def compare(
     Example: medsiam compare 2023-05/ 2024-05/ --out result/
     """
     wanted = _formats(formats)
-    _check_device(device)
+    check_device(device)
     from medsiam.compare import compare_series  # torch, only now
     from medsiam.report.writer import write_comparison
 
     archive = (from_archive, study, pacs_config)
-    with commands_pacs.two_scans((prior, current), archive, _progress()) as (earlier, later, told):
+    with commands_pacs.two_scans((prior, current), archive, tell_progress()) as (earlier, later, told):
         evidence = _evidence([earlier, later], wanted)
         comparison = compare_series(
             earlier,
@@ -168,11 +152,12 @@ def compare(
             fast=fast,
             allow_different_patients=allow_different_patients,
             keep_order=keep_order,
-            progress=_progress(),
+            progress=tell_progress(),
         )
         comparison = dataclasses.replace(comparison, notes=(*told, *comparison.notes))
         more = evidence(comparison) if evidence else None
-        files = write_comparison(comparison, out, formats=wanted, write_more=more)
+        alike = _similar_cases(comparison, index, weights, device) if index else ()
+        files = write_comparison(comparison, out, formats=wanted, similar_cases=alike, write_more=more)
     if as_json:
         typer.echo((out / files["json"]).read_text(encoding="utf-8"), nl=False)
     else:
@@ -220,7 +205,7 @@ def trajectory(
             f"{len(scans)} given, {FEWEST_SCANS} or more are needed; compare takes two", param_hint="SCAN"
         )
     wanted = _formats(formats)
-    _check_device(device)
+    check_device(device)
     from medsiam.report.trajectory_writer import trajectory_folder  # torch, only now
     from medsiam.trajectory import Rules, follow_series
 
@@ -234,7 +219,7 @@ def trajectory(
             seed=seed,
             rules=Rules(allow_different_patients, keep_order, all_pairs, fast),
             keep=writer.keep,
-            progress=_progress(),
+            progress=tell_progress(),
         )
         files = writer.finish(followed)
     if as_json:
@@ -255,7 +240,7 @@ def demo(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Makes a patient with three visits as DICOM, compares them, and says what was found.
+    """Makes a patient with three visits as DICOM, compares them, indexes and searches.
 
     Nothing is downloaded. The truth that was put in is printed beside what was found.
 
@@ -263,7 +248,7 @@ def demo(
     """
     from medsiam.demo import run_demo  # torch, only now
 
-    outcome = run_demo(out, seed=seed, progress=_progress())
+    outcome = run_demo(out, seed=seed, progress=tell_progress())
     if as_json:
         typer.echo(json.dumps(outcome.as_dict(), indent=2))
     else:
@@ -294,7 +279,7 @@ def train(
 
     Example: medsiam train configs/train_mr_ct_3d.yaml --out runs/mr-ct-3d
     """
-    _check_device(device)
+    check_device(device)
     from medsiam.training.train import train as train_encoder  # torch, only now
 
     with _training_bar() as progress:
@@ -339,6 +324,14 @@ app.command()(answers_with_exit_code(commands_pacs.send))
 app.command()(answers_with_exit_code(commands_pacs.deidentify))
 
 
+def _similar_cases(
+    comparison: Comparison, index: Path, weights: str | None, device: str
+) -> list[dict[str, Any]]:
+    from medsiam.similar import similar_cases  # only where an index was named
+
+    return similar_cases(comparison.current, index, weights=weights, device=device)
+
+
 def _formats(text: str) -> tuple[str, ...]:
     """The formats of a comma list, json always among them."""
     wanted = tuple(word.strip() for word in text.split(",") if word.strip())
@@ -360,70 +353,6 @@ def _evidence(scans: list[Path], wanted: tuple[str, ...]) -> Callable[..., Any] 
     return evidence_of(scans, now=datetime.now())
 
 
-def _check_device(device: str) -> None:
-    kind, _, number = device.partition(":")
-    if device in ("auto", "cpu", "cuda") or (kind == "cuda" and number.isdecimal()):
-        return
-    raise typer.BadParameter(f"{device!r}: choose auto, cpu or cuda[:N]", param_hint="--device")
-
-
-def _tell(error: Exception, verbose: bool, options: dict[str, Any]) -> int:
-    """Says what went wrong on standard error and returns the exit code."""
-    if not isinstance(error, MedsiamError):
-        if verbose:
-            typer.echo("".join(traceback.format_exception(error)), err=True)
-        line = f"medsiam: this is a bug: {type(error).__name__}: {error}"
-        typer.echo(_one_line(line if verbose else f"{line} (run again with -v for the traceback)"), err=True)
-        return BUG
-    if error.exit_code == InputRefused.exit_code and "out" in options:
-        _leave_refusal(error, options)
-    typer.echo(_one_line(f"medsiam: {error}"), err=True)
-    return error.exit_code
-
-
-def _leave_refusal(error: MedsiamError, options: dict[str, Any]) -> None:
-    """report.json with status "refused", where its folder can be made."""
-    from medsiam.report.comparison_json import refusal_json, to_text
-    from medsiam.report.writer import write_refusal
-
-    report = refusal_json(error.code, _one_line(str(error)))
-    if options.get("as_json"):
-        typer.echo(to_text(report), nl=False)
-    # Where the folder cannot be made, the line on standard error still tells.
-    with contextlib.suppress(MedsiamError, OSError):
-        write_refusal(options["out"], report)
-
-
-def _as_medsiam_error(error: Exception) -> Exception:
-    """Exhausted memory or disk by its own name; any other error as it is."""
-    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
-        return ResourceExhausted(
-            f"out of memory ({_one_line(str(error)) or 'no detail'}); free some, or use --device cpu"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"the disk is full ({error.filename or 'no detail'}); free some space")
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return ResourceExhausted("out of memory; free some")
-    return error
-
-
-def _is_torch_out_of_memory(error: Exception) -> bool:
-    # By name: importing torch to ask for its class would cost seconds.
-    if type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )
-
-
-def _progress() -> Callable[[str], None]:
-    """Tells each step on standard error where that is a terminal, otherwise nothing."""
-    if not sys.stderr.isatty():
-        return lambda step: None
-    return lambda step: typer.echo(f"... {step}", err=True)
-
-
 @contextlib.contextmanager
 def _training_bar() -> Iterator[Callable[[int, int, Mapping[str, float]], None] | None]:
     """A bar with the latest figures where standard error is a terminal, otherwise nothing."""
@@ -443,29 +372,10 @@ def _training_bar() -> Iterator[Callable[[int, int, Mapping[str, float]], None] 
         yield tell
 
 
-@contextlib.contextmanager
-def _libraries_quiet_unless(verbose: bool) -> Iterator[None]:
-    """Keeps warnings of the libraries off standard error, where one line is promised."""
-    if verbose:
-        yield
-        return
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(level)
-
-
 def _has_display() -> bool:
     return sys.platform in ("darwin", "win32") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One made-up patient with three visits: written as DICOM, read back, compared, shown.
 
     head_phantom -> write_series -> compare_series -> write_comparison -> index.html
+                                 -> demo_cases: other patients, an index, a search
 
 The truth that was put in is told beside what was found, whatever that is.
 """
@@ -17,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from medsiam.cases.search import SearchOutcome
 from medsiam.change.comparison import Comparison, Finding
 from medsiam.compare import compare_series
+from medsiam.demo_cases import show_similar
 from medsiam.evidence.series import SeriesIdentity, derived_uid, write_series
 from medsiam.phantom import Lesion, Phantom, Scan, flair_acquisition, head_phantom, position
+from medsiam.report.search_json import result_json
 from medsiam.report.writer import write_comparison
 from medsiam.volume import Matrix, transform
 
@@ -86,21 +90,26 @@ class DemoPair:
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """All comparisons of the demo, and the page that links them."""
+    """All comparisons of the demo, the page that links them, and the cases like the last visit."""
 
     index: Path
     pairs: tuple[DemoPair, ...]
+    similar: tuple[dict[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"index": str(self.index), "pairs": [asdict(pair) for pair in self.pairs]}
+        pairs = [asdict(pair) for pair in self.pairs]
+        return {"index": str(self.index), "pairs": pairs, "similar": list(self.similar)}
 
     def table(self) -> str:
         """Put in beside found, as text."""
-        return "\n\n".join(
+        parts = [
             "\n".join([f"{pair.name}: {pair.verdict}", *(f"  {a:<34} {b}" for a, b in pair_rows(pair))])
             for pair in self.pairs
-        )
+        ]
+        if self.similar:
+            parts.append("\n".join(["other patients like visit3:", *map(_similar_line, self.similar)]))
+        return "\n\n".join(parts)
 
 
 def demo_visits(
@@ -140,10 +149,12 @@ def run_demo(
     visits: Sequence[Visit] | None = None,
     progress: Callable[[str], None] = lambda step: None,
     compare: Callable[..., Comparison] = compare_series,
+    similar: Callable[..., SearchOutcome] | None = show_similar,
 ) -> DemoOutcome:
     """The comparisons of each visit with the one before, written under `out`.
 
     compare  takes two folders of DICOM; another one may stand in for a trial
+    similar  then searches for cases like the last visit; None leaves that out
     """
     out = Path(out)
     visits = tuple(visits or demo_visits(seed))
@@ -157,9 +168,10 @@ def run_demo(
         comparison = compare(out / "dicom" / before.name, out / "dicom" / after.name, seed=seed, fast=True)
         write_comparison(comparison, out / name, formats=FORMATS)
         pairs.append(judge(name, before, after, comparison))
+    found = similar(out, seed, progress).results if similar else ()
     index = out / "index.html"
-    index.write_text(index_page(pairs, visits), encoding="utf-8")
-    return DemoOutcome(index, tuple(pairs))
+    index.write_text(index_page(pairs, visits, has_search=bool(found)), encoding="utf-8")
+    return DemoOutcome(index, tuple(pairs), tuple(result_json(each) for each in found))
 
 
 def write_visit(visit: Visit, folder: Path, *, seed: int) -> Phantom:
@@ -213,14 +225,14 @@ def pair_rows(pair: DemoPair) -> list[tuple[str, str]]:
     return rows
 
 
-def index_page(pairs: Sequence[DemoPair], visits: Sequence[Visit]) -> str:
+def index_page(pairs: Sequence[DemoPair], visits: Sequence[Visit], *, has_search: bool = False) -> str:
     """A page without scripts or network that links the reports, truth beside finding."""
     sections = "".join(_section(pair) for pair in pairs)
     scans = "".join(
         f"<li><b>{html.escape(v.name)}</b>: {v.acquired:%d %B %Y}, slices of {v.scan.spacing_mm[0]:g} mm</li>"
         for v in visits
     )
-    return PAGE.format(scans=scans, sections=sections)
+    return PAGE.format(scans=scans, sections=sections + SEARCHED * has_search)
 
 
 def _truth(earlier: Lesion | None, later: Lesion | None, world_from_head: Matrix) -> Truth:
@@ -255,6 +267,13 @@ def _found(truth: Truth) -> str:
     return f"{_change_in_words(truth.found)}, {truth.distance_mm:.1f} mm from it{wrong}"
 
 
+def _similar_line(case: dict[str, Any]) -> str:
+    followed = case["followed"]["days"]
+    later = f"next scan after {followed:.0f} days" if followed else "no later scan"
+    outcome = case["outcome"] or "not told"
+    return f"  {case['rank']}. similarity {case['similarity']:.3f}, {later}, outcome: {outcome}"
+
+
 def _change_in_words(finding: Finding) -> str:
     return f"{finding.kind}, {finding.volume_prior_ml:.2f} -> {finding.volume_current_ml:.2f} ml"
 
@@ -275,6 +294,12 @@ SECTION = """<section>
 <h2>{name}: {verdict}</h2>
 <p>{summary} <a href="{name}/report.html">Open the report</a></p>
 <table><tr>{head}</tr>{body}</table>
+</section>
+"""
+
+SEARCHED = """<section>
+<h2>Other made-up patients like visit3</h2>
+<p>An index of all scans was made and asked. <a href="similar/search.html">Open the search</a></p>
 </section>
 """
 

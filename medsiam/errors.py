@@ -10,6 +10,9 @@
     │   ├── WeightsRefused        weights of another shape, origin or digest
     │   ├── ConfigRefused         an unknown key or a value out of range
     │   ├── ArchiveRefused        an archive that is down, says no, or answers nonsense
+    │   ├── IndexRefused          an index of cases that is not there or does not fit
+    │   │   ├── FilterRefused     a filter that cannot be read, or names no column
+    │   │   └── IndexDamaged      files of an index that cannot be read
     │   └── TrainingRefused       a manifest or scans that no network can be trained on
     └── ResourceExhausted         exit 4: memory or disk
 
@@ -74,6 +77,24 @@ class ArchiveRefused(InputRefused):
     """An archive cannot be reached, does not let us in, or does not do what was asked."""
 
     code = "archive"
+
+
+class IndexRefused(InputRefused):
+    """An index of cases that is not there, or not for this question."""
+
+    code = "index"
+
+
+class FilterRefused(IndexRefused):
+    """A filter that cannot be read, or that names no column of the index."""
+
+    code = "filter"
+
+
+class IndexDamaged(IndexRefused):
+    """Files of an index that cannot be read."""
+
+    code = "index-damaged"
 
 
 class TrainingRefused(InputRefused):

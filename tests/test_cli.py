@@ -195,7 +195,9 @@ def test_the_version_is_told():
     assert run("--version").stdout.strip() == medsiam.__version__
 
 
-@pytest.mark.parametrize("command", ["compare", "trajectory", "demo", "bench", "send", "deidentify"])
+@pytest.mark.parametrize(
+    "command", ["compare", "trajectory", "search", "index", "demo", "bench", "send", "deidentify"]
+)
 def test_every_command_has_help_with_an_example(command):
     """The contract says so."""
     result = run(command, "--help")

@@ -8,6 +8,7 @@ from tests.comparison_maker import comparison, finding
 pytest.importorskip("medsiam.compare", reason="compare is not built yet")
 
 from medsiam.demo import demo_visits, index_page, judge, pair_rows, run_demo, write_visit
+from medsiam.demo_cases import show_similar
 from medsiam.volume import transform
 
 COARSE_MM = (6.0, 4.0, 4.0)
@@ -56,7 +57,7 @@ def test_the_demo_writes_three_series_and_a_page_that_links_both_reports(tmp_pat
         folders.append((prior.name, current.name, len(list(current.glob("*.dcm")))))
         return comparison()
 
-    outcome = run_demo(tmp_path, visits=visits, compare=compare)
+    outcome = run_demo(tmp_path, visits=visits, compare=compare, similar=None)
     assert [pair[:2] for pair in folders] == [("visit1", "visit2"), ("visit2", "visit3")]
     page = outcome.index.read_text()
     for name in ("visit1-visit2", "visit2-visit3"):
@@ -78,6 +79,17 @@ def test_text_in_the_page_is_escaped(visits):
     hostile = comparison(summary="<script>alert(1)</script>", findings=())
     page = index_page([judge("a-b", visits[0], visits[1], hostile)], visits)
     assert "<script>" not in page
+
+
+def test_the_demo_indexes_all_scans_and_finds_the_other_patients(tmp_path, visits):
+    """Three visits and five scans of others; the own patient is left out. A second run says the same."""
+    for visit in visits:
+        write_visit(visit, tmp_path / "dicom" / visit.name, seed=0)
+    found = [show_similar(tmp_path, 0) for _ in range(2)]
+    assert [outcome.cases for outcome in found] == [8, 8]
+    assert {each.followed.outcome for each in found[0].results} == {"new lesion", "no change", "not followed"}
+    assert [each.similarity for each in found[0].results] == [each.similarity for each in found[1].results]
+    assert (tmp_path / "similar" / "search.html").is_file()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import medsiam
 from medsiam import cli
+from medsiam.cases.settings import IndexSettings
 from medsiam.config import CompareSettings, load_settings, settings_as_dict
 
 ROOT = Path(__file__).parents[1]
@@ -38,8 +39,8 @@ def spoken_commands(tool):
             yield shlex.split(line)
 
 
-def help_of(command):
-    return CliRunner().invoke(cli.app, [command, "--help"]).stdout
+def help_of(*command):
+    return CliRunner().invoke(cli.app, [*command, "--help"]).stdout
 
 
 def commands():
@@ -54,7 +55,8 @@ def test_a_command_in_the_documentation_exists_with_its_options(words):
     if words[0].startswith("-"):
         return
     assert words[0] in commands()
-    told = help_of(words[0])
+    told = help_of(*words[:2] if words[0] == "index" else words[:1])
+    assert told, f"there is no command {words[:2]}"
     for word in words[1:]:
         if word.startswith("-"):
             assert re.search(rf"(^|[\s,]){re.escape(word)}\b", told), f"{words[0]} has no option {word}"
@@ -79,7 +81,7 @@ def test_python_in_the_documentation_uses_public_names_only(text):
     assert used <= set(medsiam.__all__)
 
 
-@pytest.mark.parametrize("name", ["compare", "trajectory", "demo", "bench", "send", "deidentify"])
+@pytest.mark.parametrize("name", ["compare", "trajectory", "search", "demo", "bench", "send", "deidentify"])
 def test_the_example_in_a_help_text_is_a_valid_call(name):
     """Each word that begins with a dash is an option of that very command."""
     told = help_of(name)
@@ -115,6 +117,13 @@ def test_every_setting_is_in_the_settings_file():
     written = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     known = settings_as_dict(CompareSettings())
     assert {s: set(keys) for s, keys in written.items()} == {s: set(keys) for s, keys in known.items()}
+
+
+def test_the_index_settings_file_tells_the_defaults_and_every_key():
+    """Likewise configs/index.yaml."""
+    path = ROOT / "configs" / "index.yaml"
+    assert load_settings(path, IndexSettings) == IndexSettings()
+    assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == set(settings_as_dict(IndexSettings()))
 
 
 def test_every_section_of_the_settings_file_is_commented():

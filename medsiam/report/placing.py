@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ TRAJECTORY = "trajectory.json"
 PAIRS = "pairs"
 COMPARISON = (REPORT, "report.html", "change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz", EVIDENCE)
 NAMES = (*COMPARISON, TRAJECTORY, "trajectory.html", PAIRS)
+SEARCH = "search.json"
+# A result of its own: it may stand beside a comparison.
+SEARCH_FILES = (SEARCH, "search.html", "search.csv")
 # What stands last, and goes first: where one of them stands, the result is whole.
-SEALS = (REPORT, TRAJECTORY)
+SEALS = (REPORT, TRAJECTORY, SEARCH)
 
 EXHAUSTED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -37,6 +40,7 @@ REFUSED = frozenset(
      errno.ELOOP, errno.ENOENT, errno.EINVAL, errno.EXDEV, errno.ENOTEMPTY, errno.EBUSY}
 )  # fmt: skip
 
+CSV_SIGN = b"rank,case_id,patient_key,"
 HTML_SIGN = b'<meta name="generator" content="medsiam">'
 HTML_HEAD_BYTES = 4096
 NIFTI_HEADER_BYTES = 348
@@ -46,8 +50,10 @@ SCHEMA_SIGN = "medsiam."
 
 
 @contextmanager
-def placed_whole(folder: Path) -> Iterator[Path]:
+def placed_whole(folder: Path, names: Collection[str] = NAMES) -> Iterator[Path]:
     """An empty folder to write into, whose files then stand in `folder` at once.
+
+    names  of the files that an earlier result of this kind may have left
 
     Where anything fails, `folder` is left as it was, and not made if it was not there.
     """
@@ -55,7 +61,7 @@ def placed_whole(folder: Path) -> Iterator[Path]:
     stage = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ours = _earlier_files(folder)
+        ours = _earlier_files(folder, names)
         # Inside the folder, for its parent may be another disk or not be writable.
         stage = Path(tempfile.mkdtemp(prefix=".medsiam-", dir=folder))
         fresh = stage / "fresh"
@@ -117,9 +123,9 @@ def _refuse_foreign(path: Path, ours: frozenset[str]) -> None:
         )
 
 
-def _earlier_files(folder: Path) -> frozenset[str]:
+def _earlier_files(folder: Path, names: Collection[str]) -> frozenset[str]:
     """Names of an earlier result's files in a folder."""
-    return frozenset(name for name in NAMES if _is_ours(folder / name))
+    return frozenset(name for name in names if _is_ours(folder / name))
 
 
 def _is_ours(path: Path) -> bool:
@@ -132,6 +138,9 @@ def _is_ours(path: Path) -> bool:
         return False
     if path.name in SEALS:
         return str(_read_report(path).get("schema", "")).startswith(SCHEMA_SIGN)
+    if path.suffix == ".csv":
+        with path.open("rb") as file:
+            return file.read(len(CSV_SIGN)) == CSV_SIGN
     if path.suffix == ".html":
         with path.open("rb") as file:
             return HTML_SIGN in file.read(HTML_HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""The JSON Schemas of report.json and trajectory.json, and whether a report keeps its own."""
+"""The JSON Schemas of report.json, trajectory.json and search.json, and whether a report keeps its own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from medsiam.report import trajectory_json
+from medsiam.report import search_json, trajectory_json
 from medsiam.report.comparison_json import SCHEMA
 
-FILE_OF_SCHEMA = {SCHEMA: "comparison-1.json", trajectory_json.SCHEMA: "trajectory-1.json"}
+FILE_OF_SCHEMA = {
+    SCHEMA: "comparison-1.json",
+    trajectory_json.SCHEMA: "trajectory-1.json",
+    search_json.SCHEMA: "search-1.json",
+}
 
 
 @cache

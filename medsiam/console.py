@@ -1,0 +1,170 @@
+"""What all commands share: options, exit codes, and one line on standard error for each error.
+
+Whatever torch, monai and pydicom need is imported late: they take seconds to load, and
+`medsiam --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
+
+# Threads that spin while they wait take the cores from each other wherever anything
+# else runs: registration was measured over five times slower. Read by OpenMP when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+DONE, BUG, INTERRUPTED = 0, 1, 130
+
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
+]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
+WeightsOption = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="Encoder weights; otherwise the shipped ones.")
+]
+
+
+def answers_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with every error turned into one line on standard error and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        verbose = options.get("verbose", False)
+        try:
+            with libraries_quiet_unless(verbose):
+                command(*args, **options)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if type(error).__module__.startswith(("typer", "click")):
+                raise
+            raise typer.Exit(_tell(_as_medsiam_error(error), verbose, options)) from None
+
+    return run
+
+
+def check_device(device: str) -> None:
+    kind, _, number = device.partition(":")
+    if device in ("auto", "cpu", "cuda") or (kind == "cuda" and number.isdecimal()):
+        return
+    raise typer.BadParameter(f"{device!r}: choose auto, cpu or cuda[:N]", param_hint="--device")
+
+
+def tell_progress() -> Callable[[str], None]:
+    """Tells each step on standard error where that is a terminal, otherwise nothing."""
+    if not sys.stderr.isatty():
+        return lambda step: None
+    return lambda step: typer.echo(f"... {step}", err=True)
+
+
+@contextlib.contextmanager
+def libraries_quiet_unless(verbose: bool) -> Iterator[None]:
+    """Keeps warnings of the libraries off standard error, where one line is promised."""
+    if verbose:
+        yield
+        return
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(level)
+
+
+@contextlib.contextmanager
+def native_noise_hidden(verbose: bool) -> Iterator[None]:
+    """Keeps what native libraries write on standard error out of sight; Python's own still shows.
+
+    The index's engine tells there of a damaged file before it raises its error.
+    """
+    try:
+        told = os.dup(2)
+    except OSError:
+        yield
+        return
+    mine = sys.stderr
+    try:
+        if not verbose:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            if mine is sys.__stderr__:
+                sys.stderr = os.fdopen(os.dup(told), "w", buffering=1)
+        yield
+    finally:
+        sys.stderr = mine
+        os.dup2(told, 2)
+        os.close(told)
+
+
+def _tell(error: Exception, verbose: bool, options: dict[str, Any]) -> int:
+    """Says what went wrong on standard error and returns the exit code."""
+    if not isinstance(error, MedsiamError):
+        if verbose:
+            typer.echo("".join(traceback.format_exception(error)), err=True)
+        line = f"medsiam: this is a bug: {type(error).__name__}: {error}"
+        typer.echo(_one_line(line if verbose else f"{line} (run again with -v for the traceback)"), err=True)
+        return BUG
+    if error.exit_code == InputRefused.exit_code and "out" in options:
+        _leave_refusal(error, options)
+    typer.echo(_one_line(f"medsiam: {error}"), err=True)
+    return error.exit_code
+
+
+def _leave_refusal(error: MedsiamError, options: dict[str, Any]) -> None:
+    """report.json with status "refused", where its folder can be made."""
+    from medsiam.report.comparison_json import refusal_json, to_text
+    from medsiam.report.writer import write_refusal
+
+    report = refusal_json(error.code, _one_line(str(error)))
+    if options.get("as_json"):
+        typer.echo(to_text(report), nl=False)
+    # Where the folder cannot be made, the line on standard error still tells.
+    with contextlib.suppress(MedsiamError, OSError):
+        write_refusal(options["out"], report)
+
+
+def _as_medsiam_error(error: Exception) -> Exception:
+    """Exhausted memory or disk by its own name; any other error as it is."""
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+        return ResourceExhausted(
+            f"out of memory ({_one_line(str(error)) or 'no detail'}); free some, or use --device cpu"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"the disk is full ({error.filename or 'no detail'}); free some space")
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return ResourceExhausted("out of memory; free some")
+    return error
+
+
+def _is_torch_out_of_memory(error: Exception) -> bool:
+    # By name: importing torch to ask for its class would cost seconds.
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

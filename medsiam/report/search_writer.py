@@ -1,0 +1,28 @@
+"""A search's files in a folder: all of them, or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medsiam.cases.search import SearchOutcome
+from medsiam.report.comparison_json import to_text
+from medsiam.report.placing import SEARCH, SEARCH_FILES, placed_whole
+from medsiam.report.search_html import render_search
+from medsiam.report.search_json import search_csv, search_json
+
+SEARCH_HTML = "search.html"
+SEARCH_CSV = "search.csv"
+
+
+def write_search(outcome: SearchOutcome, folder: Path) -> dict[str, str]:
+    """The written files, name -> path relative to the folder.
+
+    An earlier search in the folder is replaced, everything else stays.
+    Raises as write_comparison does.
+    """
+    told = search_json(outcome)
+    with placed_whole(folder, SEARCH_FILES) as stage:
+        (stage / SEARCH_CSV).write_text(search_csv(outcome), encoding="utf-8", newline="")
+        (stage / SEARCH_HTML).write_text(render_search(outcome, told), encoding="utf-8", newline="\n")
+        (stage / SEARCH).write_text(to_text(told), encoding="utf-8", newline="\n")
+    return {"json": SEARCH, "html": SEARCH_HTML, "csv": SEARCH_CSV}
