@@ -33,6 +33,8 @@ class FindingSettings:
     """What counts as a finding.
 
     threshold        evidence from which a voxel belongs to a finding
+    seed             evidence that at least one of its voxels must reach; slices of another
+                     thickness, which pseudo-rescans lack, make up to 2.7 at edges of made-up heads
     least_strength   deviations that a candidate's strongest place must reach
     least_contrast   mean contrast, in units of the typical tissue value (CT: of 100 HU);
                      flow in vessels alone changes signal by nearly as much
@@ -48,6 +50,7 @@ class FindingSettings:
     """
 
     threshold: float = 1.0
+    seed: float = 3.0
     least_strength: float = 3.5
     least_contrast: float = 0.15
     rim_mm: float = 3.0
@@ -178,7 +181,8 @@ def _components(
         parts, _ = ndimage.label(direction * difference.evidence >= settings.threshold)
         for part, box in enumerate(ndimage.find_objects(parts), start=1):
             place = parts[box] == part
-            if place.sum() < least or strength[box][place].max() < settings.least_strength:
+            seeded = float((direction * difference.evidence)[box][place].max()) >= settings.seed
+            if place.sum() < least or not seeded or strength[box][place].max() < settings.least_strength:
                 continue
             signs.append(1 if float(difference.standing[box][place].sum()) >= 0.0 else -1)
             labels[box][place] = len(signs)
