@@ -33,11 +33,11 @@ RESCANS_OF_EACH, NOISE_OF_TOP = 3, 0.02
 
 def measure(data: Path | None, seed: int) -> Scores:
     """Dice, average precision and lesions on the MS pairs; findings on pairs without change."""
-    rows = [row for pair in ms_pairs(data) for row in _ms_rows(pair, seed)]
+    pairs = list(ms_pairs(data))
+    rows = [row for pair in pairs for row in _ms_rows(pair, seed)]
     rows += _same_day_rows(data_folder(data), seed)
-    for pair in ms_pairs(data):
-        rows += _self_rows(pair, seed)
-    rows += _rescan_rows(data, seed)
+    rows += [row for pair in pairs for row in _self_rows(pair, seed)]
+    rows += _rescan_rows(pairs, seed)
     return Scores("change", "ms-longitudinal, mr-same-day", seed, tuple(rows))
 
 
@@ -110,21 +110,19 @@ def _self_rows(pair: MsPair, seed: int) -> Iterator[Score]:
         yield Score(f"{pair.name} against {name}: findings ({result.verdict})", len(result.findings), "", "0")
 
 
-def _rescan_rows(data: Path | None, seed: int) -> Iterator[Score]:
+def _rescan_rows(pairs: list[MsPair], seed: int) -> Iterator[Score]:
     """Findings between each scan and itself scanned again: another pose, grid, gain, curve and noise."""
-    findings = pairs = abstained = 0
-    for pair in ms_pairs(data):
+    findings = made = abstained = 0
+    for pair in pairs:
         for number, scan in enumerate((pair.prior, pair.current)):
             for n in range(RESCANS_OF_EACH):
                 random = np.random.default_rng([seed, number, n])
                 result = compare(scan, scanned_again(scan, random), seed=seed, fast=True)
-                pairs += 1
+                made += 1
                 abstained += result.verdict == "indeterminate"
                 findings += len(result.findings)
-    yield Score(
-        f"false findings a pair, of {pairs} scans made anew", findings / pairs, "nominal .05", "<= .05"
-    )
-    yield Score("of them, without a verdict", abstained / pairs)
+    yield Score(f"false findings a pair, of {made} scans made anew", findings / made, "nominal .05", "<= .05")
+    yield Score("of them, without a verdict", abstained / made)
 
 
 def scanned_again(scan: Volume, random: np.random.Generator) -> Volume:

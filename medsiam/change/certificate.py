@@ -33,6 +33,13 @@ class Measured:
     found: FoundChange
 
 
+def measured(pair: Pair, noise: NoiseRate, steps: StepSettings, device: torch.device) -> Measured:
+    """What is found in a pair whose noise rate is known."""
+    difference = measure_difference(pair, steps.difference, device)
+    candidates = find_candidates(pair, difference, steps.findings)
+    return Measured(pair, difference, find_changes(pair, candidates, noise, steps.findings))
+
+
 # A finding is replaced this far beyond its voxels, over a soft edge of the second length.
 BEYOND_MM, EDGE_MM = 3.0, 2.0
 # Beyond these the two directions do not say the same, and no verdict is given.
@@ -46,7 +53,7 @@ def order_reversal(forward: Measured, backward: Measured, threshold: float) -> O
 
     threshold  evidence from which a voxel shows change
     """
-    one, other = (figures(measured.found).score or 0.0 for measured in (forward, backward))
+    one, other = (figures(told.found).score or 0.0 for told in (forward, backward))
     pair, turned = forward.pair, backward.pair
     # From this halfway space to the prior, which is the other comparison's current scan.
     turned_from_half = np.linalg.inv(turned.current_from_half) @ pair.prior_from_half
@@ -80,19 +87,17 @@ def reversal_doubt(reversal: OrderReversal) -> str:
 
 
 def erase_test(
-    measured: Measured, noise: NoiseRate, steps: StepSettings, device: torch.device, *, most: int
+    told: Measured, noise: NoiseRate, steps: StepSettings, device: torch.device, *, most: int
 ) -> EraseTest:
     """What is left of the magnitude once findings are replaced by the registered prior.
 
     most  findings that are also erased one by one, the most certain first
     """
-    found = measured.found
+    found = told.found
 
     def left(place: NDArray[np.bool_]) -> float:
-        erased = _with_prior_at(measured.pair, place)
-        difference = measure_difference(erased, steps.difference, device)
-        candidates = find_candidates(erased, difference, steps.findings)
-        return figures(find_changes(erased, candidates, noise, steps.findings)).magnitude or 0.0
+        erased = measured(_with_prior_at(told.pair, place), noise, steps, device)
+        return figures(erased.found).magnitude or 0.0
 
     labels = [finding.label for finding in found.findings]
     whole = left(found.labels > 0) if labels else 0.0

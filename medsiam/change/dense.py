@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medsiam.change.head import ChangeHead, ChangeLogits
+from medsiam.change.volumes import box_around
 from medsiam.encoding.encoder import EncoderSettings, TwinEncoder
 from medsiam.encoding.record import settings_from
 from medsiam.errors import WeightsRefused
@@ -135,7 +136,7 @@ def dense_change(pair: Pair, device: torch.device, *, network: DenseNet | None =
         raise ValueError(reason)
     maps = np.zeros((2, *pair.grid.shape), dtype=np.float32)
     if pair.tissue.any():
-        box = _box_around(pair.tissue)
+        box = box_around(pair.tissue, MARGIN_VOXELS, flat=False)
         found = _blended((network or load_dense()).to(device), _input(pair, box).to(device))
         maps[(slice(None), *box)] = found.cpu().numpy() * pair.tissue[box]
     maps.flags.writeable = False
@@ -158,16 +159,7 @@ def agreement(
     return np.sqrt(np.clip(told / max(strongest, LEAST_PROBABILITY), 0.0, 1.0)).astype(np.float32)
 
 
-def _box_around(tissue: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """The box that holds the tissue and a margin of what surrounds it."""
-    sides = []
-    for axis, size in enumerate(tissue.shape):
-        used = np.flatnonzero(tissue.any(axis=tuple(other for other in range(3) if other != axis)))
-        sides.append(slice(max(0, used[0] - MARGIN_VOXELS), min(size, used[-1] + 1 + MARGIN_VOXELS)))
-    return sides[0], sides[1], sides[2]
-
-
-def _input(pair: Pair, box: tuple[slice, slice, slice]) -> torch.Tensor:
+def _input(pair: Pair, box: tuple[slice, ...]) -> torch.Tensor:
     """(1, 3, k, j, i): both halves as the network sees them, and where the tissue is."""
     halves = [centred(torch.tensor(half[box])) for half in (pair.prior_half, pair.current_half)]
     return torch.stack([*halves, torch.tensor(pair.tissue[box], dtype=torch.float32)])[None]

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsiam.change.certificate import Measured, erase_test, order_reversal, reversal_doubt
+from medsiam.change.certificate import Measured, erase_test, measured, order_reversal, reversal_doubt
 from medsiam.change.comparison import EraseTest, NoiseFloor, OrderReversal
 from medsiam.change.dense import agreement, dense_change, why_no_dense
 from medsiam.change.difference import measure_difference
-from medsiam.change.findings import find_candidates, find_changes
+from medsiam.change.findings import find_changes
 from medsiam.change.noise_floor import (
     MeasuredFloor,
     NoiseFloorSettings,
@@ -83,10 +83,10 @@ def measure_change(
         device=device,
         told=lambda done, total: told(f"noise floor: rescan {done} of {total}"),
     )
-    candidates = find_candidates(pair, difference, steps.findings)
-    forward = Measured(pair, difference, find_changes(pair, candidates, floor.rate, steps.findings))
+    found = find_changes(pair, floor.candidates, floor.rate, steps.findings)
+    forward = Measured(pair, difference, found)
     told("comparing from current to prior")
-    backward = _measured(reversed_pair(), floor, steps, device)
+    backward = measured(reversed_pair(), floor.rate, steps, device)
     reversal = order_reversal(forward, backward, steps.findings.threshold)
     told("erasing what was found")
     most = MOST_ERASED_FAST if settings.fast else MOST_ERASED
@@ -96,20 +96,14 @@ def measure_change(
     return MeasuredChange(forward, shown, floor.told, reversal, erased, doubt, note)
 
 
-def _shown(measured: Measured, device: torch.device, *, fast: bool) -> tuple[NDArray[np.float32], str]:
+def _shown(told: Measured, device: torch.device, *, fast: bool) -> tuple[NDArray[np.float32], str]:
     """The evidence as the map shows it, and why the dense head was not asked."""
-    evidence = measured.difference.evidence
-    reason = "the dense change head is not asked in the fast mode" if fast else why_no_dense(measured.pair)
+    evidence = told.difference.evidence
+    reason = "the dense change head is not asked in the fast mode" if fast else why_no_dense(told.pair)
     if reason:
         return evidence, f"the map shows the difference alone: {reason}"
-    found = dense_change(measured.pair, device)
-    return evidence * agreement(found, evidence, measured.pair.tissue), ""
-
-
-def _measured(pair: Pair, floor: MeasuredFloor, steps: StepSettings, device: torch.device) -> Measured:
-    difference = measure_difference(pair, steps.difference, device)
-    candidates = find_candidates(pair, difference, steps.findings)
-    return Measured(pair, difference, find_changes(pair, candidates, floor.rate, steps.findings))
+    found = dense_change(told.pair, device)
+    return evidence * agreement(found, evidence, told.pair.tissue), ""
 
 
 def _blind(floor: MeasuredFloor) -> str:

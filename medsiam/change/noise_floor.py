@@ -61,10 +61,11 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class MeasuredFloor:
-    """The rate by which candidates are judged, and what is told of the floor."""
+    """The rate by which candidates are judged, what is told of the floor, and the pair's own candidates."""
 
     rate: NoiseRate
     told: NoiseFloor
+    candidates: Candidates
 
 
 def measure_noise_floor(
@@ -92,8 +93,8 @@ def measure_noise_floor(
         if n < settings.injected:
             looked.append(_with_lesions(still, n, steps, settings.lesions, seed, device))
         told(n + 1, settings.rescans)
-    own = find_candidates(pair, difference, steps.findings).strengths
-    rate = NoiseRate.of(strengths, steps.findings.least_strength, own)
+    own = find_candidates(pair, difference, steps.findings)
+    rate = NoiseRate.of(strengths, steps.findings.least_strength, own.strengths)
     significance = steps.findings.significance
     threshold = rate.strength_for(significance)
     explained = own_noise(pair, rescanner)
@@ -109,7 +110,7 @@ def measure_noise_floor(
         threshold=threshold,
         **_seen(looked, threshold, settings.lesions),
     )
-    return MeasuredFloor(rate, floor)
+    return MeasuredFloor(rate, floor, own)
 
 
 # Seeds of two floors of one pair do not overlap up to this many rescans.

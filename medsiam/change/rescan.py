@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as functional
 
 from medsiam.change.difference import steepness
+from medsiam.pairing.deformable import displaced
 from medsiam.pairing.intensity import curve, thinned
 from medsiam.pairing.sampling import Field, sample, smooth
 from medsiam.pairing.values import Pair
@@ -126,7 +127,7 @@ class Rescanner:
             way_mm = way_mm + self._waves(3, length_mm, random) * np.sqrt(share)
         way_mm = way_mm * self.gap.edge_mm
         spacing_mm = float(self.pair.grid.spacing_mm[-1])
-        made = _displaced(still, way_mm / spacing_mm) - still
+        made = displaced(still, way_mm, spacing_mm) - still
         grain = self._grain(random) * steepness(smooth(still, self.smoothing)) / spacing_mm
         made = made + np.sqrt(GRAIN_SHARE) * self.gap.edge_mm * grain
         achieved = measured_gap(self.pair, smooth(made, self.smoothing), smooth(still, self.smoothing))
@@ -159,15 +160,3 @@ def _number_of(volume: Volume) -> int:
     """A number that only this scan has, so that its rescan hangs on nothing else."""
     known = volume.acquisition.sha256 or hashlib.sha256(volume.array.tobytes()).hexdigest()
     return int(known[:15], 16)
-
-
-def _displaced(field: Field, voxels: Field) -> Field:
-    """The field (K, J, I) sampled at place + voxels (3, K, J, I), linear, edges repeated."""
-    points = torch.empty(*field.shape, 3)
-    for axis, size in enumerate(field.shape):
-        steps = torch.arange(size, dtype=torch.float32).view([-1 if n == axis else 1 for n in range(3)])
-        scale = 2.0 / (size - 1) if size > 1 else 0.0
-        points[..., 2 - axis] = (steps + voxels[axis]) * scale - (1.0 if size > 1 else 0.0)
-    return functional.grid_sample(
-        field[None, None], points[None], mode="bilinear", padding_mode="border", align_corners=True
-    )[0, 0]
