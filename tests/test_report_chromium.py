@@ -24,6 +24,9 @@ from tests import comparison_maker as maker
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE_S = 30.0
+# WebGL2 on the processor, or none at all, as on a remote desktop.
+SOFTWARE_CARD = "--use-angle=swiftshader --enable-unsafe-swiftshader --ignore-gpu-blocklist"
+NO_CARD = "--disable-gpu --disable-3d-apis"
 HOSTILE = "<script>document.title='owned'</script>\"'><img src=x onerror=\"document.title='owned'\">"
 
 pytestmark = [
@@ -35,11 +38,12 @@ pytestmark = [
 class Browser:
     """One headless page, and everything it complained about."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, *, has_webgl: bool = True) -> None:
         to_browser, self._writer = os.pipe()
         self._reader, from_browser = os.pipe()
         flags = (
-            "--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars --remote-debugging-pipe"
+            "--headless --no-sandbox --no-first-run --hide-scrollbars --remote-debugging-pipe "
+            + (SOFTWARE_CARD if has_webgl else NO_CARD)
         )
         command = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{to_browser} 4>&{from_browser}'
         self._process = subprocess.Popen(

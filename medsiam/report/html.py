@@ -2,12 +2,15 @@
 
 Texts from headers are hostile: every value is escaped, and control characters
 and marks that turn the writing direction are made visible first. The policy in
-the page lets only this package's own style and script run, known by their hash.
+the page lets only this package's own style and scripts run, known by their hash.
+NiiVue travels packed and is unpacked by our own script, which adds it as a script
+of that very hash; where a browser has no WebGL2 it is never unpacked.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import unicodedata
@@ -27,6 +30,10 @@ from medsiam.report.viewer import viewer_json
 
 # Each finding's four pictures weigh about 70 kB; beyond these the table and the viewer serve.
 MOST_PICTURED = 20
+# Our own script: the last one runs, the others are what it calls.
+SCRIPTS = ("viewer_canvas.js", "viewer_niivue.js", "viewer.js")
+NIIVUE = "niivue-0.69.0.umd.js.gz"
+NIIVUE_LICENCE = "niivue-0.69.0-LICENSE.txt"
 LONGEST_TEXT = 400
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -41,13 +48,15 @@ def render(comparison: Comparison, report: Mapping[str, Any]) -> str:
     return template.render(
         report=report,
         style=asset("report.css"),
-        script=asset("viewer.js"),
+        script=viewer_script(),
+        niivue=base64.b64encode(vendored(NIIVUE)).decode("ascii"),
+        niivue_licence=vendored(NIIVUE_LICENCE).decode("utf-8").splitlines(),
         policy=content_policy(),
         findings=[_finding(scene, finding, shown) for finding, shown in _told(comparison, report)],
         pictured=min(len(comparison.findings), MOST_PICTURED),
         overview=pictures.overview_pictures(scene),
         checkerboard=pictures.checkerboard_pictures(scene),
-        viewer=viewer_json(scene),
+        volumes=viewer_json(scene),
         plane=scene.view.plane,
         is_matched=scene.is_matched,
         reaches_outside=bool(_share_outside(comparison) > 0),
@@ -58,12 +67,25 @@ def render(comparison: Comparison, report: Mapping[str, Any]) -> str:
 
 
 def content_policy() -> str:
-    """The page's Content-Security-Policy: data: pictures, our own style and script, nothing else."""
+    """The page's Content-Security-Policy: data: pictures, our own style and scripts, nothing else."""
     return (
         "default-src 'none'; img-src data:; "
-        f"style-src '{source_hash(asset('report.css'))}'; script-src '{source_hash(asset('viewer.js'))}'; "
+        f"style-src '{source_hash(asset('report.css'))}'; "
+        f"script-src '{source_hash(viewer_script())}' '{niivue_hash()}'; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+@cache
+def viewer_script() -> Markup:
+    """The viewer's script as it stands between its tags."""
+    return Markup("").join(asset(name) for name in SCRIPTS)
+
+
+@cache
+def niivue_hash() -> str:
+    """The hash under which the page lets NiiVue run."""
+    return source_hash(gzip.decompress(vendored(NIIVUE)).decode("utf-8"))
 
 
 def printable(value: Any) -> Any:
@@ -116,6 +138,12 @@ def asset(name: str) -> Markup:
     text = files("medsiam.report").joinpath("templates", name).read_text(encoding="utf-8")
     assert "</" not in text, f"{name} would close its own tag"
     return Markup("\n" + text)
+
+
+@cache
+def vendored(name: str) -> bytes:
+    """A file of another project that this package carries unchanged."""
+    return files("medsiam.report").joinpath("vendor", name).read_bytes()
 
 
 @cache
