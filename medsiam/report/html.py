@@ -14,7 +14,7 @@ import gzip
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -26,15 +26,21 @@ from markupsafe import Markup
 from medsiam.change.comparison import Comparison
 from medsiam.report import pictures, wording
 from medsiam.report.display import place_text
-from medsiam.report.viewer import viewer_json
+from medsiam.report.drawing import Picture
+from medsiam.report.viewer import BUDGET_BYTES, viewer_json
 
 # Each finding's four pictures weigh about 70 kB; beyond these the table and the viewer serve.
 MOST_PICTURED = 20
+# What PACS' web views and mail take without complaint is 8 MB; texts and scripts need the rest.
+PICTURES_AND_VOLUMES_BYTES = 6_500_000
 # Our own script: the last one runs, the others are what it calls.
 SCRIPTS = ("viewer_canvas.js", "viewer_niivue.js", "viewer.js")
 NIIVUE = "niivue-0.69.0.umd.js.gz"
 NIIVUE_LICENCE = "niivue-0.69.0-LICENSE.txt"
 LONGEST_TEXT = 400
+# Where a trajectory puts the trend over all visits, once it is known. No header text can hold
+# this, since its brackets are escaped.
+TREND_PLACE = Markup("<!-- trend -->")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -44,6 +50,9 @@ def render(comparison: Comparison, report: Mapping[str, Any]) -> str:
     report  the same comparison as `to_json` tells it, so that both say the same
     """
     scene = pictures.scene_of(comparison)
+    findings = [_finding(scene, finding, shown) for finding, shown in _told(comparison, report)]
+    overview, checkerboard = pictures.overview_pictures(scene), pictures.checkerboard_pictures(scene)
+    shown = [*overview, *checkerboard, *(each for one in findings for each in _pictures_of(one))]
     template = environment().get_template("comparison.html.j2")
     return template.render(
         report=report,
@@ -52,12 +61,13 @@ def render(comparison: Comparison, report: Mapping[str, Any]) -> str:
         niivue=base64.b64encode(vendored(NIIVUE)).decode("ascii"),
         niivue_licence=vendored(NIIVUE_LICENCE).decode("utf-8").splitlines(),
         policy=content_policy(),
-        findings=[_finding(scene, finding, shown) for finding, shown in _told(comparison, report)],
+        findings=findings,
         pictured=min(len(comparison.findings), MOST_PICTURED),
-        overview=pictures.overview_pictures(scene),
-        checkerboard=pictures.checkerboard_pictures(scene),
-        volumes=viewer_json(scene),
+        overview=overview,
+        checkerboard=checkerboard,
+        volumes=viewer_json(scene, _room_for_volumes(shown)),
         plane=scene.view.plane,
+        trend_place=TREND_PLACE,
         is_matched=scene.is_matched,
         reaches_outside=bool(_share_outside(comparison) > 0),
         reasons=wording.why_indeterminate(report) if report["verdict"] == "indeterminate" else [],
@@ -120,6 +130,17 @@ def _finding(scene: pictures.Scene, finding: Any, told: Mapping[str, Any]) -> di
         "place": place_text(scene.view, np.array(finding.centre_lps_mm)),
         "pictures": pictures.finding_pictures(scene, finding) if is_pictured else None,
     }
+
+
+def _pictures_of(row: Mapping[str, Any]) -> tuple[Picture, ...]:
+    told = row["pictures"]
+    return () if told is None else (told.place, told.prior, told.current, told.change)
+
+
+def _room_for_volumes(shown: Iterable[Picture]) -> int:
+    """Bytes that the viewer's volumes may weigh beside the pictures, both once in base64."""
+    room = PICTURES_AND_VOLUMES_BYTES - sum(len(picture.data_url) for picture in shown)
+    return min(BUDGET_BYTES, room * 3 // 4)
 
 
 def _share_outside(comparison: Comparison) -> float:

@@ -27,7 +27,7 @@ from medsiam.volume import Matrix
 Array = NDArray[Any]
 Shape = tuple[int, int, int]
 
-# 4 MB once in base64: with the viewer itself and all pictures the report stays below 8 MB.
+# 4 MB once in base64; more shows no more on a screen.
 BUDGET_BYTES = 3_000_000
 MOST_VOXELS = 3_000_000
 # Every WebGL2 that is met in practice takes 3D textures of this side.
@@ -87,12 +87,15 @@ class _Frame:
         return shares
 
 
-def viewer_json(scene: Scene) -> dict[str, Any]:
-    """Everything the viewer needs: volumes, where findings lie, window, which slices these are."""
-    frame, volumes = _within_budget(scene)
+def viewer_json(scene: Scene, budget_bytes: int = BUDGET_BYTES) -> dict[str, Any]:
+    """Everything the viewer needs: volumes, where findings lie, window, which slices these are.
+
+    budget_bytes  that the packed volumes may weigh together
+    """
+    frame, volumes = _within_budget(scene, budget_bytes)
     window = scene.current_window
     return volumes | {
-        "dims": list(frame.shape[axis] for axis in _kji_of(frame)),
+        "dims": [frame.shape[axis] for axis in _kji_of(frame)],
         "spacing": [round(float(mm), 5) for mm in np.linalg.norm(frame.ras_from_voxel[:3, :3], axis=0)],
         "lps_from_voxel": np.round(RAS_FROM_LPS @ frame.ras_from_voxel, 6).tolist(),
         "slices": _slices(scene, frame),
@@ -107,7 +110,7 @@ def viewer_json(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _within_budget(scene: Scene) -> tuple[_Frame, dict[str, str]]:
+def _within_budget(scene: Scene, budget_bytes: int) -> tuple[_Frame, dict[str, str]]:
     """The finest grid whose volumes stay within the budget, and they themselves as base64."""
     spacing = _finest_spacing(scene)
     while True:
@@ -118,10 +121,10 @@ def _within_budget(scene: Scene) -> tuple[_Frame, dict[str, str]]:
             "change": _change(scene, frame),
         }
         weight = sum(map(len, files.values()))
-        if weight <= BUDGET_BYTES:
+        if weight <= budget_bytes:
             return frame, {name: base64.b64encode(data).decode("ascii") for name, data in files.items()}
         # Weight goes with the number of voxels, of which at least two axes have fewer.
-        spacing *= max(COARSER, float(np.sqrt(weight / BUDGET_BYTES)))
+        spacing *= max(COARSER, float(np.sqrt(weight / budget_bytes)))
 
 
 def _box_shape(scene: Scene) -> Shape:
@@ -218,7 +221,9 @@ def _change(scene: Scene, frame: _Frame) -> bytes:
     stored = np.rint(np.sign(change) * share * OUTLINE).astype(np.int8)
     masks = [scene.masks(k, scene.box) for k in scene.slices]
     for side, sign in ((0, 1), (1, -1)):
-        stored[_outline(np.stack([mask[side] for mask in masks]), frame.shape, dashed=sign < 0)] = sign * OUTLINE
+        stored[_outline(np.stack([mask[side] for mask in masks]), frame.shape, dashed=sign < 0)] = (
+            sign * OUTLINE
+        )
     return _nifti(frame, stored, 1.0 / OUTLINE, 0.0)
 
 

@@ -133,6 +133,9 @@ function voxelOf(data, at, axis) {
     }
     drawScale(context, tiles[0], ratio);
     tilesOf.set(canvas, { tiles, ratio });
+    // Where each plane stands on the canvas, in CSS pixels, for whoever steers the page from outside.
+    canvas.dataset.tiles = JSON.stringify(tiles.map(({ plane, x, y, width, height }) => (
+      { plane, x: x / ratio, y: y / ratio, width: width / ratio, height: height / ratio })));
   }
 
   // The number of the scan's own slice at the crosshair, counted from one.
