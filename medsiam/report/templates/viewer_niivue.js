@@ -10,14 +10,19 @@ async function loadNiivue() {
   return globalThis.niivue;
 }
 
-function hasWebGl2() {
-  const context = document.createElement("canvas").getContext("webgl2");
-  context?.getExtension("WEBGL_lose_context")?.loseContext();
-  return Boolean(context);
+// Whether there is a graphics card. WebGL2 on the processor, as on remote desktops, takes many
+// seconds to prepare volumes that the canvas shows at once.
+function hasGraphicsCard() {
+  const context = document.createElement("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
+  if (!context) return false;
+  const info = context.getExtension("WEBGL_debug_renderer_info");
+  const name = info ? context.getParameter(info.UNMASKED_RENDERER_WEBGL) : "";
+  context.getExtension("WEBGL_lose_context")?.loseContext();
+  return !/swiftshader|llvmpipe|software|basic render/i.test(name);
 }
 
 async function niivuePainter(data, onLost) {
-  if (!hasWebGl2()) return null;
+  if (!hasGraphicsCard()) return null;
   const { Niivue, NVImage, SLICE_TYPE } = await loadNiivue();
   // An outline's voxels reach this; below it NiiVue colours with the square of the share.
   const FULL = 0.99;
@@ -50,18 +55,18 @@ async function niivuePainter(data, onLost) {
     await drawing.attachToCanvas(canvas, false);
     drawing.addColormap("appearing", colours(data.tint.appearing));
     drawing.addColormap("resolving", colours(data.tint.resolving));
-    screens[panel] = { drawing, canvas, shown: {} };
+    screens[panel] = { drawing, canvas, shown: { low: data.low, high: data.high, opacity: 1 } };
   }
   const grey = { colormap: "gray", cal_min: data.low, cal_max: data.high };
   const current = await image("current", grey);
-  screens.prior.drawing.addVolume(await image("prior", grey));
-  screens.current.drawing.addVolume(current);
-  screens.change.drawing.addVolume(current.clone());
   const change = await image("change", {
     colormap: "appearing", colormapNegative: "resolving",
     cal_min: FULL, cal_max: 1, cal_minNeg: -1, cal_maxNeg: -FULL,
   });
   change.colormapType = TRANSLUCENT_BELOW_THRESHOLD;
+  screens.prior.drawing.addVolume(await image("prior", grey));
+  screens.current.drawing.addVolume(current);
+  screens.change.drawing.addVolume(current.clone());
   screens.change.drawing.addVolume(change);
 
   function paint(panel, size, tiles, state) {
