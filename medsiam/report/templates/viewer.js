@@ -165,7 +165,8 @@ function voxelOf(data, at, axis) {
     if (data.slices.count > 1) parts.push(`slice ${number} of ${data.slices.of}`);
     if (finding) parts.push(`finding ${finding.label}, ${finding.kind}`);
     const level = (state.high + state.low) / 2;
-    parts.push(placeText(), `window ${(state.high - state.low).toPrecision(3)}, level ${level.toPrecision(3)} ${data.unit}`.trim());
+    const plain = (value) => (Math.abs(value) >= 100 ? String(Math.round(value)) : value.toPrecision(3));
+    parts.push(placeText(), `window ${plain(state.high - state.low)}, level ${plain(level)} ${data.unit}`.trim());
     status.textContent = parts.join(" · ");
     document.getElementById("slice-number").textContent = `${number}/${data.slices.of}`;
     slider.setAttribute("aria-valuetext", `slice ${number} of ${data.slices.of}`);
