@@ -33,6 +33,8 @@ from medsiam.report.viewer import BUDGET_BYTES, viewer_json
 MOST_PICTURED = 20
 # What PACS' web views and mail take without complaint is 8 MB; texts and scripts need the rest.
 PICTURES_AND_VOLUMES_BYTES = 6_500_000
+# However heavy the pictures are, a coarse viewer is better than none.
+LEAST_VOLUME_BYTES = 300_000
 # Our own script: the last one runs, the others are what it calls.
 SCRIPTS = ("viewer_canvas.js", "viewer_niivue.js", "viewer.js")
 NIIVUE = "niivue-0.69.0.umd.js.gz"
@@ -140,7 +142,7 @@ def _pictures_of(row: Mapping[str, Any]) -> tuple[Picture, ...]:
 def _room_for_volumes(shown: Iterable[Picture]) -> int:
     """Bytes that the viewer's volumes may weigh beside the pictures, both once in base64."""
     room = PICTURES_AND_VOLUMES_BYTES - sum(len(picture.data_url) for picture in shown)
-    return min(BUDGET_BYTES, room * 3 // 4)
+    return min(BUDGET_BYTES, max(LEAST_VOLUME_BYTES, room * 3 // 4))
 
 
 def _share_outside(comparison: Comparison) -> float:
