@@ -195,7 +195,8 @@ def test_nothing_is_seen_before_all_is_written_and_then_all_is(tmp_path):
         files = writer.finish(grown())
     report = json.loads((out / "trajectory.json").read_text())
     assert names(out) == sorted(files.values()) == sorted(report["files"].values())
-    assert report["pairs"][0]["files"] == {"json": "pairs/1-2/report.json", "html": "pairs/1-2/report.html"}
+    written = {"json": "report.json", "html": "report.html", "digests": "digests.json"}
+    assert report["pairs"][0]["files"] == {kind: f"pairs/1-2/{path}" for kind, path in written.items()}
     assert violations(report, SCHEMA) == ()
 
 
@@ -231,8 +232,10 @@ def test_a_second_trajectory_replaces_the_first_whole(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     write(tmp_path, 4)
     write(tmp_path, 3)
-    pairs = [f"pairs/{name}/report.json" for name in ("1-2", "1-3", "2-3")]
-    assert names(tmp_path) == ["letter.txt", *pairs, "trajectory.json"]
+    pairs = [
+        f"pairs/{name}/{file}" for name in ("1-2", "1-3", "2-3") for file in ("digests.json", "report.json")
+    ]
+    assert names(tmp_path) == ["digests.json", "letter.txt", *pairs, "trajectory.json"]
 
 
 def test_a_folder_of_pairs_that_holds_something_else_is_never_removed(tmp_path):
@@ -309,6 +312,8 @@ def test_every_option_reaches_the_trajectory(tmp_path, follows):
     }  # fmt: skip
     assert json.loads(result.stdout) == json.loads((tmp_path / "trajectory.json").read_text())
     assert names(tmp_path) == [
+        "digests.json",
+        "pairs/1-2/digests.json",
         "pairs/1-2/report.html",
         "pairs/1-2/report.json",
         "trajectory.html",

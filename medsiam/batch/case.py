@@ -1,0 +1,329 @@
+"""One case: read, compared, written, recorded. What became of it is a Row; a refusal is one too."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any
+
+from medsiam.batch.ledger import Ledger, Record, fresh, key_of
+from medsiam.batch.pair_record import pair_from_json, pair_to_json
+from medsiam.batch.reading import Reader, ReadScan, inputs_of
+from medsiam.batch.values import BatchSettings, Case, Row, Scan
+from medsiam.change.comparison import Comparison
+from medsiam.change.trajectory import Trajectory, pair_change
+from medsiam.compare import compare, silent
+from medsiam.errors import (
+    ArchiveRefused,
+    IndexRefused,
+    InputRefused,
+    ResourceExhausted,
+    as_medsiam_error,
+)
+from medsiam.evidence.case import Case as Evidence
+from medsiam.evidence.write import write_evidence
+from medsiam.pairing.identity_check import check_identity
+from medsiam.report.comparison_json import refusal_json
+from medsiam.report.placing import placed_whole
+from medsiam.report.trajectory_writer import trajectory_folder
+from medsiam.report.writer import WriteMore, write_comparison, write_refusal
+from medsiam.similar import similar_cases
+from medsiam.trajectory import Rules, follow
+from medsiam.volume import Acquisition
+
+Progress = Callable[[str], None]
+Clock = Callable[[], datetime]
+
+# What a refused trajectory waits for: the next run tries again, so no record is kept.
+STEP_MISSING = "step"
+
+
+def now_utc() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
+
+
+def run_case(
+    case: Case,
+    out: str | Path,
+    settings: BatchSettings | None = None,
+    *,
+    reader: Reader | None = None,
+    clock: Clock = now_utc,
+    wait: bool = True,
+    progress: Progress = silent,
+) -> Row | None:
+    """What became of a case: computed now, or done before with these inputs, weights and settings.
+
+    A refusal and a bug are rows too; both are recorded, a bug is tried again by the next run.
+    reader  reads ahead; without one the scans are read here
+    wait    where another process computes this very case; otherwise None is returned
+
+    Raises ArchiveRefused where a scan could not be fetched: it may come back. Raises
+    ResourceExhausted where memory or disk is used up. In both cases nothing was recorded.
+    """
+    settings = settings or BatchSettings()
+    ledger = Ledger(out).open()
+    with ledger.held(case.case_id, wait=wait) as is_ours:
+        if not is_ours:
+            return None
+        ledger.sweep(case)
+        row = ledger.done(case, settings=settings)
+        if row is not None:
+            return row
+        if reader is not None:
+            return _run(case, ledger, settings, reader, clock, progress)
+        with Reader(out, settings) as own:
+            return _run(case, ledger, settings, own, clock, progress)
+
+
+def _run(
+    case: Case, ledger: Ledger, settings: BatchSettings, reader: Reader, clock: Clock, progress: Progress
+) -> Row:
+    began = time.perf_counter()
+    try:
+        record = _outcome(case, ledger, settings, reader, progress)
+    except (ArchiveRefused, ResourceExhausted):
+        raise
+    except InputRefused as error:
+        record = _refused(case, ledger, settings, error)
+    except Exception as error:
+        named = as_medsiam_error(error)
+        if isinstance(named, ResourceExhausted):
+            raise named from error
+        record = _failed(case, ledger, error)
+    row = fresh(
+        replace(
+            record.row,
+            computed=clock().isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - began, 3),
+        )
+    )
+    if record.row.code != STEP_MISSING:
+        ledger.write(replace(record, row=row))
+    return row
+
+
+def _outcome(
+    case: Case, ledger: Ledger, settings: BatchSettings, reader: Reader, progress: Progress
+) -> Record:
+    """The record of a case whose scans could be read; one that was only touched keeps its result."""
+    progress("reading")
+    scans = reader.scans(case)
+    inputs = tuple((scan.signature, read.digest) for scan, read in zip(case.scans, scans, strict=True))
+    key = key_of(case, [digest for _, digest in inputs], settings)
+    before = ledger.record(case.case_id)
+    if before is not None and ledger.done(case, key) is not None:
+        return replace(before, inputs=inputs)
+    record = Record(case.case_id, key, _row(case), inputs)
+    if case.kind == "trajectory":
+        return _followed(record, case, ledger, settings, scans, progress)
+    comparison = _compared(case, scans, settings, progress)
+    comparison, similar = _with_similar(comparison, settings)
+    more = _evidence(comparison, scans) if "dicom" in settings.formats else None
+    target = _target(case, ledger)
+    names = write_comparison(
+        comparison, target, formats=settings.formats, similar_cases=similar, write_more=more
+    )
+    files = _placed(case, ledger, target)
+    row = _row_of(record.row, case, comparison, names)
+    return replace(record, row=row, files=files, pair=pair_to_json(pair_change(comparison, 1, 2)))
+
+
+def _compared(
+    case: Case, scans: tuple[ReadScan, ...], settings: BatchSettings, progress: Progress
+) -> Comparison:
+    prior, current = (scan.volume for scan in scans)
+    notes = check_identity(
+        prior.acquisition, current.acquisition, allow_different_patients=False, keep_order=False
+    )
+    return compare(
+        prior,
+        current,
+        settings.compare,
+        device=settings.device,
+        weights=settings.weights,
+        seed=settings.seed,
+        fast=settings.fast,
+        notes=(*case.notes, *notes),
+        progress=progress,
+    )
+
+
+def _with_similar(comparison: Comparison, settings: BatchSettings) -> tuple[Comparison, list[dict[str, Any]]]:
+    """The current scan's neighbours in the index; where it cannot tell any, the comparison says so."""
+    if settings.index is None:
+        return comparison, []
+    try:
+        folder = Path(settings.index)
+        return comparison, similar_cases(
+            comparison.current, folder, weights=settings.weights, device=settings.device
+        )
+    except IndexRefused as error:
+        return replace(comparison, notes=(*comparison.notes, f"No similar cases: {error}.")), []
+
+
+def _followed(
+    record: Record,
+    case: Case,
+    ledger: Ledger,
+    settings: BatchSettings,
+    scans: tuple[ReadScan, ...],
+    progress: Progress,
+) -> Record:
+    """A trajectory of steps that were compared before: only first to last is compared now."""
+    steps = [ledger.record(step) for step in case.steps]
+    told = {n: step for n, step in enumerate(steps, 1) if step is not None and step.pair is not None}
+    if len(told) < len(steps):
+        missing = len(steps) - len(told)
+        row = replace(
+            record.row, state="refused", code=STEP_MISSING, summary="It was not followed.",
+            reason=f"{missing} of its {len(steps)} comparisons have no result; see their lines",
+        )  # fmt: skip
+        return replace(record, row=row)
+    known = {(n, n + 1): pair_from_json(step.pair or {}, n, n + 1) for n, step in told.items()}
+    target = _target(case, ledger)
+    with trajectory_folder(target, formats=settings.formats) as writer:
+        for n, step in enumerate(case.steps, 1):
+            writer.carry((n, n + 1), ledger.out / case.patient_key / step)
+        trajectory = follow(
+            [scan.volume for scan in scans],
+            settings.compare,
+            device=settings.device,
+            weights=settings.weights,
+            seed=settings.seed,
+            rules=Rules(fast=settings.fast),
+            keep=writer.keep,
+            known=known,
+            progress=progress,
+        )
+        names = writer.finish(trajectory)
+    return replace(
+        record, row=_row_of_course(record.row, case, trajectory, names), files=_placed(case, ledger, target)
+    )
+
+
+def _evidence(comparison: Comparison, scans: tuple[ReadScan, ...]) -> WriteMore:
+    """What writes the DICOM objects. Raises InputRefused where a scan is no DICOM."""
+    prior, current = (scan.originals for scan in scans)
+    if prior is None or current is None:
+        raise InputRefused("a scan is no DICOM, so no objects can belong to it; leave dicom out of --formats")
+    case = Evidence(comparison, prior, current, datetime.now())
+    return lambda folder: write_evidence(case, folder)
+
+
+def _target(case: Case, ledger: Ledger) -> Path:
+    """Where a result is written: aside and then moved as one; in its place where one stands already."""
+    return ledger.folder(case) if ledger.folder(case).exists() else ledger.stage(case)
+
+
+def _placed(case: Case, ledger: Ledger, target: Path) -> dict[str, Mapping[str, Any]]:
+    return ledger.place(case) if target == ledger.stage(case) else ledger.files_of(case)
+
+
+def _refused(case: Case, ledger: Ledger, settings: BatchSettings, error: InputRefused) -> Record:
+    """A refusal as data: its report stands where the result would."""
+    reason = " ".join(str(error).split())
+    _clear(case, ledger)
+    target = _target(case, ledger)
+    prior, current = _acquisition(case, case.scans[0]), _acquisition(case, case.scans[-1])
+    write_refusal(target, refusal_json(error.code, reason, prior=prior, current=current, notes=case.notes))
+    row = replace(
+        _row(case), state="refused", code=error.code, reason=reason, summary="No comparison was made.",
+        report=_relative(case, "report.json"),
+    )  # fmt: skip
+    try:
+        inputs = inputs_of(case)
+    except InputRefused:
+        inputs = [scan.signature for scan in case.scans]
+    pairs = tuple((scan.signature, digest) for scan, digest in zip(case.scans, inputs, strict=True))
+    key = key_of(case, inputs, settings)
+    return Record(case.case_id, key, row, pairs, _placed(case, ledger, target))
+
+
+def _failed(case: Case, ledger: Ledger, error: Exception) -> Record:
+    """A bug by its kind and place: its text may hold what a header says."""
+    _clear(case, ledger)
+    frame = extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}"
+    row = replace(
+        _row(case), state="failed", code="bug", summary="It failed by a bug.",
+        reason=f"{type(error).__name__} in {place}; run again with -v for the traceback",
+    )  # fmt: skip
+    return Record(case.case_id, "", row)
+
+
+def _clear(case: Case, ledger: Ledger) -> None:
+    """Takes away what an earlier run wrote for this case; what is not ours stays."""
+    shutil.rmtree(ledger.stage(case), ignore_errors=True)
+    home = ledger.folder(case)
+    if home.exists():
+        with placed_whole(home):
+            pass
+        if not any(home.iterdir()):
+            home.rmdir()
+
+
+def _acquisition(case: Case, scan: Scan) -> Acquisition:
+    """What is known of a scan that may not have been read."""
+    return Acquisition(
+        modality=scan.modality,
+        body_part=scan.body_part,
+        patient_key=case.patient_key,
+        study_uid=scan.study_uid,
+        series_uid=scan.series_uid,
+        acquired=datetime.fromisoformat(scan.acquired) if scan.acquired else None,
+    )
+
+
+def _row(case: Case) -> Row:
+    return Row(
+        case_id=case.case_id,
+        kind=case.kind,
+        state="compared",
+        patient_key=case.patient_key,
+        prior=case.scans[0].told(),
+        current=case.scans[-1].told(),
+    )
+
+
+def _row_of(row: Row, case: Case, comparison: Comparison, names: Mapping[str, str]) -> Row:
+    told = (each.delta_percent if each.delta_ml is None else each.delta_ml for each in comparison.findings)
+    sizes = [abs(size) for size in told if size is not None]
+    is_flat = comparison.current.spatial_dims == 2
+    return replace(
+        row,
+        verdict=comparison.verdict,
+        summary=comparison.summary,
+        interval_days=_rounded(comparison.interval_days),
+        findings=len(comparison.findings),
+        largest=_rounded(max(sizes)) if sizes else None,
+        unit=("percent of the lungs" if is_flat else "ml") if sizes else None,
+        smallest_detectable_ml=_rounded(comparison.change.smallest_detectable_ml),
+        p_value=None if comparison.change.p_value is None else float(f"{comparison.change.p_value:.4g}"),
+        report=_relative(case, names.get("html", names["json"])),
+    )
+
+
+def _row_of_course(row: Row, case: Case, trajectory: Trajectory, names: Mapping[str, str]) -> Row:
+    return replace(
+        row,
+        verdict=trajectory.verdict,
+        summary=trajectory.summary,
+        interval_days=_rounded(trajectory.days[-1]),
+        findings=len(trajectory.lesions),
+        report=_relative(case, names.get("html", names["json"])),
+    )
+
+
+def _relative(case: Case, name: str) -> str:
+    return f"{case.patient_key}/{case.case_id}/{name}"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 4)
