@@ -145,6 +145,13 @@ class Ledger:
         for left in self.folder(case).glob(".medsiam-*"):
             shutil.rmtree(left, ignore_errors=True)
 
+    def sweep_all(self) -> None:
+        """Takes away whatever killed processes left half made; what a living one makes is held."""
+        for left in sorted((self.home / "stage").iterdir()):
+            with self.held(left.name, wait=False) as is_ours:
+                if is_ours:
+                    shutil.rmtree(left, ignore_errors=True)
+
     def folder(self, case: Case) -> Path:
         """Where the result of a case stands."""
         assert NAME.fullmatch(case.patient_key) and NAME.fullmatch(case.case_id), "ids are digests"

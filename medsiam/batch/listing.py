@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -102,7 +102,11 @@ def list_folder(archive: Path, *, key: bytes, leave_out: Path, progress: Progres
     met: dict[str, list[_Met]] = {}
     for group in groups:
         entries, _ = entries_of(group, key)
+        damaged = [entry for entry in entries if entry.reason == DAMAGED]
+        listing.refused += _damaged_rows(damaged)
         for entry in entries:
+            if entry.reason == DAMAGED:
+                continue
             name = entry.acquisition.series_uid or f"file {entry.paths[0]} {entry.name}"
             met.setdefault(name, []).append(_met(entry, entries, group))
         listing.files += len(group)
@@ -156,6 +160,18 @@ def signature_of(sources: Sequence[Source]) -> str:
     return hashlib.sha256("\n".join([*told, *members]).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def _damaged_rows(damaged: Sequence[SeriesEntry]) -> Iterator[Row]:
+    """One row for the damaged files of a folder: a series cut short in transfer may be hundreds."""
+    if not damaged:
+        return
+    first, refusal = damaged[0], damaged[0].refusal
+    assert refusal is not None, "a damaged file is refused"
+    row = input_row(first.name, refusal, place=str(first.paths[0]))
+    if len(damaged) > 1:
+        row = replace(row, reason=f"{len(damaged)} files of one folder are damaged, the first: {row.reason}")
+    yield row
+
+
 def _settled(together: Sequence[_Met], key: bytes, listing: Listing) -> Sequence[_Met]:
     """One series' entries, its copies set aside and its parts in several folders read together."""
     kept = list(_without_copies(together, listing))
@@ -183,7 +199,7 @@ def _met(entry: SeriesEntry, entries: Sequence[SeriesEntry], group: Sequence[Sou
     outcome: Found | Row | None = None
     if entry.is_usable:
         outcome = _found(entry, sources)
-    elif entry.refusal is not None and (entry.role == "image" or entry.reason == DAMAGED):
+    elif entry.refusal is not None and entry.role == "image":
         place = str(entry.paths[0])
         outcome = input_row(entry.name, entry.refusal, place=place, acquisition=entry.acquisition)
     return _Met(entry.name, tuple((str(source.path), source.member) for source in sources), outcome)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import secrets
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsiam.batch.ledger import Ledger
+from medsiam.batch.ledger import OWNER_ONLY, Ledger
 from medsiam.batch.remote import fetch
 from medsiam.batch.values import BatchSettings, Case, Scan
 from medsiam.errors import MedsiamError, Unreadable
@@ -71,7 +72,7 @@ class Reader:
         read = []
         for scan in case.scans:
             if scan not in self._held:
-                self._held[scan] = _read(scan, self._ledger.stage(case), self._settings, self._key)
+                self._held[scan] = _read(scan, self._ledger, self._settings, self._key)
             self._held.move_to_end(scan)
             read.append(self._held[scan])
         while len(self._held) > MOST_HELD:
@@ -101,8 +102,8 @@ def inputs_of(case: Case) -> list[str]:
     return [scan.signature if scan.url else digest_of_files(_sources(scan)) for scan in case.scans]
 
 
-def _read(scan: Scan, stage: Path, settings: BatchSettings, key: bytes) -> ReadScan:
-    with _files_of(scan, stage, settings) as sources:
+def _read(scan: Scan, ledger: Ledger, settings: BatchSettings, key: bytes) -> ReadScan:
+    with _files_of(scan, ledger, settings) as sources:
         digest = scan.signature if scan.url else digest_of_files(sources)
         entry = _entry_of(scan, sources, key)
         volume = read_series(entry)
@@ -111,14 +112,20 @@ def _read(scan: Scan, stage: Path, settings: BatchSettings, key: bytes) -> ReadS
 
 
 @contextmanager
-def _files_of(scan: Scan, stage: Path, settings: BatchSettings) -> Iterator[Sequence[Source]]:
+def _files_of(scan: Scan, ledger: Ledger, settings: BatchSettings) -> Iterator[Sequence[Source]]:
     """The files of a scan; those that were fetched are gone afterwards."""
     if not scan.url:
         yield _sources(scan)
         return
     # Beside the results: a temporary folder of the system may be small, or memory.
-    with tempfile.TemporaryDirectory(prefix="fetched-", dir=stage.parent) as folder:
-        yield fetch(scan, Path(folder), settings.pacs)
+    folder = ledger.home / "stage" / f"fetched-{secrets.token_hex(8)}"
+    with ledger.held(folder.name):
+        try:
+            folder.mkdir(mode=OWNER_ONLY)
+            yield fetch(scan, folder, settings.pacs)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            (ledger.home / "locks" / folder.name).unlink(missing_ok=True)
 
 
 def _sources(scan: Scan) -> list[Source]:

@@ -70,7 +70,7 @@ def run_batch(
     disk is used up; run again, it goes on.
     """
     settings = settings or BatchSettings()
-    Ledger(out).open()
+    Ledger(out).open().sweep_all()
     log("begin", {"fast": settings.fast, "device": settings.device})
     plan = plan_archive(archive, out, settings, now=clock().replace(tzinfo=None),
                         progress=lambda step: progress(step, None))  # fmt: skip

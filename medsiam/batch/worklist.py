@@ -20,10 +20,8 @@ from medsiam.report.comparison_json import RESEARCH_USE, plain_object, to_text
 from medsiam.report.digests import sha256_of
 from medsiam.report.placing import BATCH_FILES, MANIFEST, placed_whole
 from medsiam.report.search_json import safe_cell
-from medsiam.report.worklist_html import render_worklist
+from medsiam.report.worklist_html import MANIFEST_SCHEMA, SCHEMA, render_worklist
 
-SCHEMA = "medsiam.worklist/1"
-MANIFEST_SCHEMA = "medsiam.manifest/1"
 WORKLIST, WORKLIST_HTML, WORKLIST_CSV = "worklist.json", "worklist.html", "worklist.csv"
 
 # Most urgent first: what got worse, what nobody can tell, what got better, what stayed. What was

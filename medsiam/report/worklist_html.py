@@ -11,6 +11,9 @@ from typing import Any
 from medsiam.report import wording
 from medsiam.report.html import asset, environment, source_hash
 
+SCHEMA = "medsiam.worklist/1"
+MANIFEST_SCHEMA = "medsiam.manifest/1"
+
 STYLES = ("report.css", "worklist.css")
 SCRIPT = "worklist.js"
 
