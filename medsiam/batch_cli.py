@@ -25,6 +25,7 @@ from medsiam.console import (
     check_device,
     formats_of,
 )
+from medsiam.errors import InputRefused
 
 if TYPE_CHECKING:  # torch
     from medsiam.batch.run import Told
@@ -92,6 +93,11 @@ def batch(
         all_series=all_series,
         pacs=PacsSettings() if pacs_config is None else load_settings(pacs_config, PacsSettings),
     )
+    if index is not None:
+        from medsiam.cases.index import CaseIndex
+
+        # Refused before anything is compared.
+        CaseIndex.open(index)
     with _log_to(log) as tell, _bar() as progress:
         made = run_batch(archive, out, settings, log=tell, progress=progress)
     if as_json:
@@ -170,7 +176,13 @@ def _log_to(path: Path | None) -> Iterator[Callable[[str, Mapping[str, Any]], No
     if path is None:
         yield lambda event, told: None
         return
-    with path.open("a", encoding="utf-8") as file:
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise InputRefused(
+            f"the log {path} cannot be written ({error.strerror}); name another file"
+        ) from error
+    with file:
 
         def tell(event: str, told: Mapping[str, Any]) -> None:
             at = datetime.now(UTC).isoformat(timespec="milliseconds")

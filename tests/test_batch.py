@@ -18,9 +18,12 @@ import pytest
 from typer.testing import CliRunner
 
 from medsiam import cli
-from medsiam.batch import BatchSettings, Row, plan_archive, run_batch, run_case
+from medsiam.batch import BatchSettings, Row, finish, plan_archive, run_batch, run_case
+from medsiam.batch.case import now_utc
 from medsiam.batch.ledger import Ledger
 from medsiam.batch.pair_record import pair_from_json, pair_to_json
+from medsiam.batch.reading import Reader
+from medsiam.batch.run import Run, nobody
 from medsiam.batch.worklist import in_order, worklist_csv
 from medsiam.change.trajectory import closure_of
 from medsiam.errors import ArchiveRefused, ResourceExhausted, Unreadable
@@ -223,6 +226,35 @@ def test_what_may_come_back_is_raised_and_not_recorded(pair, tmp_path, error, ra
     assert Ledger(tmp_path).record(planned_pair(pair).case_id) is None
 
 
+class Returning:
+    """A reader whose archive is away so many times."""
+
+    def __init__(self, out, times):
+        self.reader, self.times = Reader(out, JSON_ONLY), times
+
+    def expect(self, cases):
+        pass
+
+    def scans(self, case):
+        self.times -= 1
+        if self.times >= 0:
+            raise ArchiveRefused("the archive is down; try later")
+        return self.reader.scans(case)
+
+
+@pytest.mark.parametrize(("times", "state"), [(1, "compared"), (9, "refused")])
+def test_an_archive_that_is_away_is_asked_again_and_then_told(pair, tmp_path, times, state):
+    """The others are done meanwhile; what is still away at the end is a refusal of this run alone."""
+    plan = plan_archive(pair / "archive", tmp_path)
+    Ledger(tmp_path).open()
+    run = Run(plan, tmp_path, JSON_ONLY, Returning(tmp_path, times), now_utc, nobody, nobody)
+    run.take(plan.cases)
+    run.take_late(patience_s=0.0)
+    made = finish(plan, tmp_path, JSON_ONLY, rows=run.rows)
+    assert [row.state for row in made.rows] == [state] and made.failed == 0
+    assert (Ledger(tmp_path).record(plan.cases[0].case_id) is None) == (state == "refused")
+
+
 def test_two_processes_on_one_folder_never_compute_the_same_case(pair, tmp_path):
     case, ledger = planned_pair(pair), Ledger(tmp_path).open()
     with ledger.held(case.case_id):
@@ -304,8 +336,9 @@ def row(case_id, **changes):
 def test_the_most_urgent_stand_first():
     """The largest growth, then what nobody can tell; what was not compared last, a bug before a refusal."""
     rows = [
-        row("stable"), row("refused", state="refused", verdict=None, code="date"), row("improved", verdict="improved"),
-        row("small", verdict="progressed", largest=0.1), row("unclear", verdict="indeterminate"),
+        row("stable"), row("refused", state="refused", verdict=None, code="date"),
+        row("improved", verdict="improved"), row("small", verdict="progressed", largest=0.1),
+        row("unclear", verdict="indeterminate"),
         row("failed", state="failed", verdict=None), row("large", verdict="mixed", largest=2.0),
     ]  # fmt: skip
     assert [each.case_id for each in in_order(rows)] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ from medsiam.report.writer import WriteMore, write_comparison, write_refusal
 from medsiam.similar import similar_cases
 from medsiam.trajectory import Rules, follow
 from medsiam.volume import Acquisition
+
+LOGGER = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 Clock = Callable[[], datetime]
@@ -96,6 +99,8 @@ def _run(
         named = as_medsiam_error(error)
         if isinstance(named, ResourceExhausted):
             raise named from error
+        # Heard under -v alone: a traceback may hold what a header says.
+        LOGGER.error("case %s failed", case.case_id, exc_info=error)
         record = _failed(case, ledger, error)
     row = fresh(
         replace(

@@ -9,6 +9,7 @@ from pathlib import Path
 from medsiam.batch.listing import Found, Listing, digest_of
 from medsiam.batch.values import Scan
 from medsiam.errors import ArchiveRefused
+from medsiam.pacs.dicomweb import MOST_ANSWERS
 from medsiam.pacs.opening import open_archive
 from medsiam.pacs.settings import PacsSettings
 from medsiam.pacs.values import SeriesFound, StudyFound
@@ -33,7 +34,14 @@ def list_archive(url: str, settings: PacsSettings, *, key: bytes, progress: Prog
     """
     archive = open_archive(url, settings.archive)
     listing = Listing()
-    for n, study in enumerate(archive.find_studies(), 1):
+    studies = archive.find_studies()
+    if len(studies) >= MOST_ANSWERS:
+        # What an archive does not tell must not pass for what it does not hold.
+        raise ArchiveRefused(
+            f"the archive holds {MOST_ANSWERS} studies or more, which one question does not bring; export "
+            "those of interest to a folder and give that"
+        )
+    for n, study in enumerate(studies, 1):
         for series in archive.find_series(study.uid):
             if series.is_comparable:
                 listing.found.append(_found(url, study, series, key))

@@ -76,7 +76,7 @@ def run_batch(
                         progress=lambda step: progress(step, None))  # fmt: skip
     log("planned", {**plan.counts, "comparisons": len(plan.comparisons)})
     with Reader(out, settings) as reader:
-        run = _Run(plan, out, settings, reader, clock, log, progress)
+        run = Run(plan, out, settings, reader, clock, log, progress)
         run.take(_known_last(plan, out))
         run.take_late(patience_s)
     worklist = finish(plan, out, settings, rows=run.rows, clock=clock)
@@ -93,7 +93,7 @@ def _known_last(plan: Plan, out: str | Path) -> list[Case]:
     return sorted(plan.cases, key=lambda case: case.case_id in heavy)
 
 
-class _Run:
+class Run:
     """One run: the rows so far, and what waits for an archive or for another process."""
 
     def __init__(
