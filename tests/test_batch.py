@@ -19,11 +19,10 @@ from typer.testing import CliRunner
 
 from medsiam import cli
 from medsiam.batch import BatchSettings, Row, finish, plan_archive, run_batch, run_case
-from medsiam.batch.case import now_utc
 from medsiam.batch.ledger import Ledger
 from medsiam.batch.pair_record import pair_from_json, pair_to_json
 from medsiam.batch.reading import Reader
-from medsiam.batch.run import Run, nobody
+from medsiam.batch.run import Run
 from medsiam.batch.worklist import in_order, worklist_csv
 from medsiam.change.trajectory import closure_of
 from medsiam.errors import ArchiveRefused, ResourceExhausted, Unreadable
@@ -198,7 +197,9 @@ def test_a_bug_is_a_row_with_its_place_and_without_its_words(pair, tmp_path):
     case, out = planned_pair(pair), copied(pair, tmp_path)
     settings = BatchSettings(formats=("json",), seed=1)
     row = run_case(case, out, settings, reader=Broken(ValueError("Unmistakable^Ursula")))
-    assert (row.state, row.code) == ("failed", "bug") and row.reason.startswith("ValueError in test_batch.py")
+    assert (row.state, row.code) == ("failed", "bug") and row.reason.startswith(
+        "ValueError in case.py, line "
+    )
     assert "Ursula" not in row.reason and not list(out.rglob("report.json"))
     assert run_case(case, out, settings).state == "compared"
 
@@ -246,8 +247,7 @@ class Returning:
 def test_an_archive_that_is_away_is_asked_again_and_then_told(pair, tmp_path, times, state):
     """The others are done meanwhile; what is still away at the end is a refusal of this run alone."""
     plan = plan_archive(pair / "archive", tmp_path)
-    Ledger(tmp_path).open()
-    run = Run(plan, tmp_path, JSON_ONLY, Returning(tmp_path, times), now_utc, nobody, nobody)
+    run = Run(1, Ledger(tmp_path).open(), JSON_ONLY, Returning(tmp_path, times))
     run.take(plan.cases)
     run.take_late(patience_s=0.0)
     made = finish(plan, tmp_path, JSON_ONLY, rows=run.rows)
@@ -260,6 +260,21 @@ def test_two_processes_on_one_folder_never_compute_the_same_case(pair, tmp_path)
     with ledger.held(case.case_id):
         assert run_case(case, tmp_path, JSON_ONLY, wait=False) is None
     assert run_case(case, tmp_path, JSON_ONLY, wait=False).state == "compared"
+
+
+def test_a_trajectory_waits_for_a_step_that_another_process_has_in_hand(night, tmp_path):
+    """Two runs on one folder share the work, and each one's worklist is whole."""
+    plan = plan_archive(night[0] / "archive", tmp_path)
+    cases = [case for case in plan.cases if case.patient_key == plan.trajectories[0].patient_key]
+    ledger = Ledger(tmp_path).open()
+    with Reader(tmp_path, JSON_ONLY) as reader:
+        run = Run(len(cases), ledger, JSON_ONLY, reader)
+        with ledger.held(plan.trajectories[0].steps[0]):
+            run.take(cases)
+        assert [row.kind for row in run.rows.values()] == ["comparison"]
+        run.take_late(patience_s=0.0)
+    assert sorted(row.kind for row in run.rows.values()) == ["comparison", "comparison", "trajectory"]
+    assert {row.state for row in run.rows.values()} == {"compared"}
 
 
 def test_what_a_killed_process_left_half_made_is_swept(pair, tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from traceback import extract_tb
@@ -17,7 +18,7 @@ from medsiam.batch.pair_record import pair_from_json, pair_to_json
 from medsiam.batch.reading import Reader, ReadScan, inputs_of
 from medsiam.batch.values import BatchSettings, Case, Row, Scan
 from medsiam.change.comparison import Comparison
-from medsiam.change.trajectory import Trajectory, pair_change
+from medsiam.change.trajectory import PairChange, PairKey, Trajectory, pair_change
 from medsiam.compare import compare, silent
 from medsiam.errors import (
     ArchiveRefused,
@@ -36,6 +37,9 @@ from medsiam.report.writer import WriteMore, write_comparison, write_refusal
 from medsiam.similar import similar_cases
 from medsiam.trajectory import Rules, follow
 from medsiam.volume import Acquisition
+
+# A bug's place is told by the deepest frame of our own.
+PACKAGE = Path(__file__).parents[1]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -72,82 +76,93 @@ def run_case(
     """
     settings = settings or BatchSettings()
     ledger = Ledger(out).open()
-    with ledger.held(case.case_id, wait=wait) as is_ours:
+    with ledger.held(case.case_id, wait=wait) as is_ours, contextlib.ExitStack() as stack:
         if not is_ours:
             return None
         ledger.sweep(case)
         row = ledger.done(case, settings=settings)
         if row is not None:
             return row
-        if reader is not None:
-            return _run(case, ledger, settings, reader, clock, progress)
-        with Reader(out, settings) as own:
-            return _run(case, ledger, settings, own, clock, progress)
+        reader = reader or stack.enter_context(Reader(out, settings))
+        return _run(_Work(case, ledger, settings, reader, progress), clock)
 
 
-def _run(
-    case: Case, ledger: Ledger, settings: BatchSettings, reader: Reader, clock: Clock, progress: Progress
-) -> Row:
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A case that is ours to compute, and what it is computed with."""
+
+    case: Case
+    ledger: Ledger
+    settings: BatchSettings
+    reader: Reader
+    progress: Progress
+
+    @property
+    def target(self) -> Path:
+        """Where a result is written: aside and then moved as one; in its place where one stands already."""
+        home = self.ledger.folder(self.case)
+        return home if home.exists() else self.ledger.stage(self.case)
+
+    def placed(self, target: Path) -> dict[str, Mapping[str, Any]]:
+        """What the files of a result are, once it stands in its place."""
+        if target == self.ledger.stage(self.case):
+            return self.ledger.place(self.case)
+        return self.ledger.files_of(self.case)
+
+    def clear(self) -> None:
+        """Takes away what an earlier run wrote for this case; what is not ours stays."""
+        shutil.rmtree(self.ledger.stage(self.case), ignore_errors=True)
+        home = self.ledger.folder(self.case)
+        if home.exists():
+            with placed_whole(home):
+                pass
+            if not any(home.iterdir()):
+                home.rmdir()
+
+
+def _run(work: _Work, clock: Clock) -> Row:
     began = time.perf_counter()
     try:
-        record = _outcome(case, ledger, settings, reader, progress)
+        record = _outcome(work)
     except (ArchiveRefused, ResourceExhausted):
         raise
     except InputRefused as error:
-        record = _refused(case, ledger, settings, error)
+        record = _refused(work, error)
     except Exception as error:
         named = as_medsiam_error(error)
         if isinstance(named, ResourceExhausted):
             raise named from error
         # Heard under -v alone: a traceback may hold what a header says.
-        LOGGER.error("case %s failed", case.case_id, exc_info=error)
-        record = _failed(case, ledger, error)
-    row = fresh(
-        replace(
-            record.row,
-            computed=clock().isoformat(timespec="seconds"),
-            seconds=round(time.perf_counter() - began, 3),
-        )
-    )
+        LOGGER.error("case %s failed", work.case.case_id, exc_info=error)
+        record = _failed(work, error)
+    seconds = round(time.perf_counter() - began, 3)
+    row = fresh(replace(record.row, computed=clock().isoformat(timespec="seconds"), seconds=seconds))
     if record.row.code != STEP_MISSING:
-        ledger.write(replace(record, row=row))
+        work.ledger.write(replace(record, row=row))
     return row
 
 
-def _outcome(
-    case: Case, ledger: Ledger, settings: BatchSettings, reader: Reader, progress: Progress
-) -> Record:
+def _outcome(work: _Work) -> Record:
     """The record of a case whose scans could be read; one that was only touched keeps its result."""
-    progress("reading")
-    scans = reader.scans(case)
+    case, ledger = work.case, work.ledger
+    work.progress("reading")
+    scans = work.reader.scans(case)
     inputs = tuple((scan.signature, read.digest) for scan, read in zip(case.scans, scans, strict=True))
-    key = key_of(case, [digest for _, digest in inputs], settings)
+    key = key_of(case, [digest for _, digest in inputs], work.settings)
     before = ledger.record(case.case_id)
     if before is not None and ledger.done(case, key) is not None:
         return replace(before, inputs=inputs)
     record = Record(case.case_id, key, _row(case), inputs)
-    if case.kind == "trajectory":
-        return _followed(record, case, ledger, settings, scans, progress)
-    comparison = _compared(case, scans, settings, progress)
-    comparison, similar = _with_similar(comparison, settings)
-    more = _evidence(comparison, scans) if "dicom" in settings.formats else None
-    target = _target(case, ledger)
-    names = write_comparison(
-        comparison, target, formats=settings.formats, similar_cases=similar, write_more=more
-    )
-    files = _placed(case, ledger, target)
-    row = _row_of(record.row, case, comparison, names)
-    return replace(record, row=row, files=files, pair=pair_to_json(pair_change(comparison, 1, 2)))
+    return (_followed if case.kind == "trajectory" else _compared)(record, work, scans)
 
 
-def _compared(
-    case: Case, scans: tuple[ReadScan, ...], settings: BatchSettings, progress: Progress
-) -> Comparison:
+def _compared(record: Record, work: _Work, scans: tuple[ReadScan, ...]) -> Record:
+    settings = work.settings
     prior, current = (scan.volume for scan in scans)
     notes = check_identity(
         prior.acquisition, current.acquisition, allow_different_patients=False, keep_order=False
     )
-    return compare(
+    comparison = compare(
         prior,
         current,
         settings.compare,
@@ -155,47 +170,47 @@ def _compared(
         weights=settings.weights,
         seed=settings.seed,
         fast=settings.fast,
-        notes=(*case.notes, *notes),
-        progress=progress,
+        notes=(*work.case.notes, *notes),
+        progress=work.progress,
     )
+    comparison, similar = _with_similar(comparison, settings)
+    more = _evidence(comparison, scans) if "dicom" in settings.formats else None
+    target = work.target
+    names = write_comparison(
+        comparison, target, formats=settings.formats, similar_cases=similar, write_more=more
+    )
+    pair = pair_to_json(pair_change(comparison, 1, 2))
+    row = _row_of(record.row, work.case, comparison, names)
+    return replace(record, row=row, files=work.placed(target), pair=pair)
 
 
 def _with_similar(comparison: Comparison, settings: BatchSettings) -> tuple[Comparison, list[dict[str, Any]]]:
     """The current scan's neighbours in the index; where it cannot tell any, the comparison says so."""
     if settings.index is None:
         return comparison, []
+    folder, weights, device = Path(settings.index), settings.weights, settings.device
     try:
-        folder = Path(settings.index)
-        return comparison, similar_cases(
-            comparison.current, folder, weights=settings.weights, device=settings.device
-        )
+        return comparison, similar_cases(comparison.current, folder, weights=weights, device=device)
     except IndexRefused as error:
         return replace(comparison, notes=(*comparison.notes, f"No similar cases: {error}.")), []
 
 
-def _followed(
-    record: Record,
-    case: Case,
-    ledger: Ledger,
-    settings: BatchSettings,
-    scans: tuple[ReadScan, ...],
-    progress: Progress,
-) -> Record:
+def _followed(record: Record, work: _Work, scans: tuple[ReadScan, ...]) -> Record:
     """A trajectory of steps that were compared before: only first to last is compared now."""
-    steps = [ledger.record(step) for step in case.steps]
-    told = {n: step for n, step in enumerate(steps, 1) if step is not None and step.pair is not None}
-    if len(told) < len(steps):
-        missing = len(steps) - len(told)
+    case, settings = work.case, work.settings
+    known = _known_steps(work)
+    if len(known) < len(case.steps):
+        work.clear()
+        missing = len(case.steps) - len(known)
         row = replace(
             record.row, state="refused", code=STEP_MISSING, summary="It was not followed.",
-            reason=f"{missing} of its {len(steps)} comparisons have no result; see their lines",
+            reason=f"{missing} of its {len(case.steps)} comparisons have no result; see their lines",
         )  # fmt: skip
         return replace(record, row=row)
-    known = {(n, n + 1): pair_from_json(step.pair or {}, n, n + 1) for n, step in told.items()}
-    target = _target(case, ledger)
+    target = work.target
     with trajectory_folder(target, formats=settings.formats) as writer:
-        for n, step in enumerate(case.steps, 1):
-            writer.carry((n, n + 1), ledger.out / case.patient_key / step)
+        for key, step in zip(known, case.steps, strict=True):
+            writer.carry(key, work.ledger.out / case.patient_key / step)
         trajectory = follow(
             [scan.volume for scan in scans],
             settings.compare,
@@ -205,12 +220,23 @@ def _followed(
             rules=Rules(fast=settings.fast),
             keep=writer.keep,
             known=known,
-            progress=progress,
+            progress=work.progress,
         )
         names = writer.finish(trajectory)
-    return replace(
-        record, row=_row_of_course(record.row, case, trajectory, names), files=_placed(case, ledger, target)
-    )
+    row = _row_of_course(record.row, case, trajectory, names)
+    return replace(record, row=row, files=work.placed(target))
+
+
+def _known_steps(work: _Work) -> dict[PairKey, PairChange]:
+    """The steps of a trajectory that were compared with these very settings."""
+    case, known = work.case, {}
+    for n, step_id in enumerate(case.steps, 1):
+        step = Case(step_id, case.patient_key, case.scans[n - 1 : n + 1])
+        record = work.ledger.record(step_id)
+        is_done = work.ledger.done(step, settings=work.settings) is not None
+        if is_done and record is not None and record.pair is not None:
+            known[n, n + 1] = pair_from_json(record.pair, n, n + 1)
+    return known
 
 
 def _evidence(comparison: Comparison, scans: tuple[ReadScan, ...]) -> WriteMore:
@@ -222,20 +248,11 @@ def _evidence(comparison: Comparison, scans: tuple[ReadScan, ...]) -> WriteMore:
     return lambda folder: write_evidence(case, folder)
 
 
-def _target(case: Case, ledger: Ledger) -> Path:
-    """Where a result is written: aside and then moved as one; in its place where one stands already."""
-    return ledger.folder(case) if ledger.folder(case).exists() else ledger.stage(case)
-
-
-def _placed(case: Case, ledger: Ledger, target: Path) -> dict[str, Mapping[str, Any]]:
-    return ledger.place(case) if target == ledger.stage(case) else ledger.files_of(case)
-
-
-def _refused(case: Case, ledger: Ledger, settings: BatchSettings, error: InputRefused) -> Record:
+def _refused(work: _Work, error: InputRefused) -> Record:
     """A refusal as data: its report stands where the result would."""
-    reason = " ".join(str(error).split())
-    _clear(case, ledger)
-    target = _target(case, ledger)
+    case, reason = work.case, " ".join(str(error).split())
+    work.clear()
+    target = work.target
     prior, current = _acquisition(case, case.scans[0]), _acquisition(case, case.scans[-1])
     write_refusal(target, refusal_json(error.code, reason, prior=prior, current=current, notes=case.notes))
     row = replace(
@@ -243,35 +260,26 @@ def _refused(case: Case, ledger: Ledger, settings: BatchSettings, error: InputRe
         report=_relative(case, "report.json"),
     )  # fmt: skip
     try:
-        inputs = inputs_of(case)
+        digests = inputs_of(case)
     except InputRefused:
-        inputs = [scan.signature for scan in case.scans]
-    pairs = tuple((scan.signature, digest) for scan, digest in zip(case.scans, inputs, strict=True))
-    key = key_of(case, inputs, settings)
-    return Record(case.case_id, key, row, pairs, _placed(case, ledger, target))
+        digests = [scan.signature for scan in case.scans]
+    inputs = tuple((scan.signature, digest) for scan, digest in zip(case.scans, digests, strict=True))
+    key = key_of(case, digests, work.settings)
+    return Record(case.case_id, key, row, inputs, work.placed(target))
 
 
-def _failed(case: Case, ledger: Ledger, error: Exception) -> Record:
+def _failed(work: _Work, error: Exception) -> Record:
     """A bug by its kind and place: its text may hold what a header says."""
-    _clear(case, ledger)
-    frame = extract_tb(error.__traceback__)[-1]
+    work.clear()
+    frames = extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    frame = (ours or frames)[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}"
     row = replace(
-        _row(case), state="failed", code="bug", summary="It failed by a bug.",
+        _row(work.case), state="failed", code="bug", summary="It failed by a bug.",
         reason=f"{type(error).__name__} in {place}; run again with -v for the traceback",
     )  # fmt: skip
-    return Record(case.case_id, "", row)
-
-
-def _clear(case: Case, ledger: Ledger) -> None:
-    """Takes away what an earlier run wrote for this case; what is not ours stays."""
-    shutil.rmtree(ledger.stage(case), ignore_errors=True)
-    home = ledger.folder(case)
-    if home.exists():
-        with placed_whole(home):
-            pass
-        if not any(home.iterdir()):
-            home.rmdir()
+    return Record(work.case.case_id, "", row)
 
 
 def _acquisition(case: Case, scan: Scan) -> Acquisition:

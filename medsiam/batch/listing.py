@@ -20,6 +20,7 @@ from medsiam.errors import InputRefused, MedsiamError
 from medsiam.reading import SeriesEntry
 from medsiam.reading.archive import Source, find_sources, sources_by_folder
 from medsiam.reading.dicom import DAMAGED
+from medsiam.reading.dicomdir import is_dicomdir, referenced_sources
 from medsiam.reading.finding import entries_of
 from medsiam.volume import Acquisition
 
@@ -90,17 +91,8 @@ def list_folder(archive: Path, *, key: bytes, leave_out: Path, progress: Progres
     Raises InputRefused where nothing is there.
     """
     listing = Listing()
-
-    def refuse(path: Path, error: InputRefused) -> None:
-        listing.refused.append(input_row(path.name, error, place=str(path)))
-
-    if archive.is_dir():
-        inside = archive / os.path.relpath(leave_out.resolve(), archive.resolve())
-        groups: Iterable[tuple[Source, ...]] = sources_by_folder(archive, leave_out=inside, refuse=refuse)
-    else:
-        groups = (find_sources(archive),)
     met: dict[str, list[_Met]] = {}
-    for group in groups:
+    for group in _groups(archive, leave_out, listing):
         entries, _ = entries_of(group, key)
         damaged = [entry for entry in entries if entry.reason == DAMAGED]
         listing.refused += _damaged_rows(damaged)
@@ -121,6 +113,18 @@ def list_folder(archive: Path, *, key: bytes, leave_out: Path, progress: Progres
             else:
                 listing.left_out += 1
     return listing
+
+
+def _groups(archive: Path, leave_out: Path, listing: Listing) -> Iterable[tuple[Source, ...]]:
+    """The files of each folder, or of the one file that an archive is."""
+    if not archive.is_dir():
+        return (referenced_sources(archive) if is_dicomdir(archive) else find_sources(archive),)
+
+    def refuse(path: Path, error: InputRefused) -> None:
+        listing.refused.append(input_row(path.name, error, place=str(path)))
+
+    inside = archive / os.path.relpath(leave_out.resolve(), archive.resolve())
+    return sources_by_folder(archive, leave_out=inside, refuse=refuse)
 
 
 def input_row(name: str, error: MedsiamError, *, place: str, acquisition: Acquisition | None = None) -> Row:

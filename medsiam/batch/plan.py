@@ -64,15 +64,8 @@ def plan_archive(
 def planned(listing: Listing, settings: BatchSettings, now: datetime) -> Plan:
     """The plan of what was found."""
     refused, aside, cases = list(listing.refused), list(listing.aside), []
-    patients: dict[str, list[Found]] = {}
-    for found in listing.found:
-        code, why = why_no_date(found, now)
-        if not found.acquisition.patient_key:
-            code, why = "identity", NO_PATIENT
-        if why:
-            refused.append(_refused([found], code, why))
-        else:
-            patients.setdefault(found.acquisition.patient_key or "", []).append(found)
+    patients, unplaced = _by_patient(listing.found, now)
+    refused += unplaced
     visits = 0
     for patient in sorted(patients):
         persons = persons_of(patients[patient])
@@ -94,6 +87,22 @@ def planned(listing: Listing, settings: BatchSettings, now: datetime) -> Plan:
         "visits": visits,
     }
     return Plan(tuple(cases), tuple(_once(refused)), tuple(aside), counts)
+
+
+def _by_patient(found: Sequence[Found], now: datetime) -> tuple[dict[str, list[Found]], list[Row]]:
+    """The series of each patient key, and those that tell no patient or no date."""
+    patients: dict[str, list[Found]] = {}
+    refused = []
+    for each in found:
+        code, why = why_no_date(each, now)
+        patient = each.acquisition.patient_key
+        if not patient:
+            code, why = "identity", NO_PATIENT
+        if why:
+            refused.append(_refused([each], code, why))
+        else:
+            patients.setdefault(patient or "", []).append(each)
+    return patients, refused
 
 
 def _of_person(

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medsiam.batch.case import Clock, now_utc, run_case
+from medsiam.batch.case import STEP_MISSING, Clock, now_utc, run_case
 from medsiam.batch.ledger import Ledger, Record
 from medsiam.batch.plan import plan_archive
 from medsiam.batch.reading import Reader
@@ -76,7 +76,7 @@ def run_batch(
                         progress=lambda step: progress(step, None))  # fmt: skip
     log("planned", {**plan.counts, "comparisons": len(plan.comparisons)})
     with Reader(out, settings) as reader:
-        run = Run(plan, out, settings, reader, clock, log, progress)
+        run = Run(len(plan.cases), Ledger(out), settings, reader, clock, log, progress)
         run.take(_known_last(plan, out))
         run.take_late(patience_s)
     worklist = finish(plan, out, settings, rows=run.rows, clock=clock)
@@ -93,26 +93,22 @@ def _known_last(plan: Plan, out: str | Path) -> list[Case]:
     return sorted(plan.cases, key=lambda case: case.case_id in heavy)
 
 
+@dataclass
 class Run:
     """One run: the rows so far, and what waits for an archive or for another process."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        out: str | Path,
-        settings: BatchSettings,
-        reader: Reader,
-        clock: Clock,
-        log: Log,
-        progress: Progress,
-    ) -> None:
-        self.rows: dict[str, Row] = {}
-        self._late: list[Case] = []
-        self._total = len(plan.cases)
-        self._ledger, self._settings, self._reader = Ledger(out), settings, reader
-        self._clock, self._log, self._progress = clock, log, progress
-        self._began = time.monotonic()
-        self._computed_s, self._computed = 0.0, 0
+    total: int
+    ledger: Ledger
+    settings: BatchSettings
+    reader: Reader
+    clock: Clock = now_utc
+    log: Log = nobody
+    progress: Progress = nobody
+    rows: dict[str, Row] = field(default_factory=dict)
+    _late: list[Case] = field(default_factory=list)
+    _began: float = field(default_factory=time.monotonic)
+    _computed_s: float = 0.0
+    _computed: int = 0
 
     @property
     def seconds(self) -> float:
@@ -122,14 +118,14 @@ class Run:
         """Computes what the ledger does not know, the next case being read meanwhile."""
         wanted = []
         for case in cases:
-            row = self._ledger.done(case, settings=self._settings)
+            row = self.ledger.done(case, settings=self.settings)
             if row is None:
                 wanted.append(case)
             else:
                 self.rows[case.case_id] = row
-        self._log("known", {"done": len(self.rows), "left": len(wanted)})
+        self.log("known", {"done": len(self.rows), "left": len(wanted)})
         for n, case in enumerate(wanted):
-            self._reader.expect(wanted[n : n + 2])
+            self.reader.expect(wanted[n : n + 2])
             self._take(case, wait=False)
 
     def take_late(self, patience_s: float) -> None:
@@ -142,48 +138,49 @@ class Run:
             if self._late and time.monotonic() + pause > deadline:
                 return
             if self._late:
-                self._progress(f"the archive is away, trying again in {pause:.0f} s", self._told())
+                self.progress(f"the archive is away, trying again in {pause:.0f} s", self._told())
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _take(self, case: Case, *, wait: bool) -> None:
         began = time.monotonic()
         try:
-            row = run_case(case, self._ledger.out, self._settings, reader=self._reader, clock=self._clock,
-                           wait=wait, progress=lambda step: self._progress(step, self._told()))  # fmt: skip
+            row = run_case(case, self.ledger.out, self.settings, reader=self.reader, clock=self.clock,
+                           wait=wait, progress=lambda step: self.progress(step, self._told()))  # fmt: skip
         except ArchiveRefused as error:
             self._late.append(case)
             self.rows[case.case_id] = _away(case, error)
-            self._log("late", {"case": case.case_id, "code": error.code})
+            self.log("late", {"case": case.case_id, "code": error.code})
             return
         except ResourceExhausted:
             self._mark_heavy(case)
-            self._log("exhausted", {"case": case.case_id})
+            self.log("exhausted", {"case": case.case_id})
             raise
-        if row is None:
+        if row is None or (row.code == STEP_MISSING and not wait):
+            # Another process has it in hand, or one of its steps: by the end it is done, or told.
             self._late.append(case)
             return
         self.rows[case.case_id] = row
         if row.is_fresh:
             self._computed_s += time.monotonic() - began
             self._computed += 1
-        self._log("case", _logged(row, self._told()))
-        self._progress("", self._told())
+        self.log("case", _logged(row, self._told()))
+        self.progress("", self._told())
 
     def _mark_heavy(self, case: Case) -> None:
         row = Row(case.case_id, case.kind, "pending", case.patient_key, code=ResourceExhausted.code)
         try:
-            self._ledger.write(Record(case.case_id, "", row))
+            self.ledger.write(Record(case.case_id, "", row))
         except OSError:
             # On a full disk not even this fits; then the next run meets it in its usual place.
             return
 
     def _told(self) -> Told:
-        left = self._total - len(self.rows)
+        left = self.total - len(self.rows)
         if not self._computed:
-            return Told(len(self.rows), self._total, None, None)
+            return Told(len(self.rows), self.total, None, None)
         each_s = self._computed_s / self._computed
-        return Told(len(self.rows), self._total, 3600.0 / max(each_s, 1e-6), left * each_s)
+        return Told(len(self.rows), self.total, 3600.0 / max(each_s, 1e-6), left * each_s)
 
 
 def _away(case: Case, error: ArchiveRefused) -> Row:

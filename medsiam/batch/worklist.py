@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medsiam import __version__
-from medsiam.batch.ledger import Ledger, settings_told
+from medsiam.batch.ledger import Ledger, Record, settings_told
 from medsiam.batch.values import BatchSettings, Case, Plan, Row
 from medsiam.report.comparison_json import RESEARCH_USE, plain_object, to_text
 from medsiam.report.digests import sha256_of
@@ -140,24 +140,15 @@ def manifest_json(
     made: Mapping[str, str],
 ) -> dict[str, Any]:
     """manifest.json: versions, settings, digests of inputs, weights and files, and the counts."""
-    records = {case.case_id: ledger.record(case.case_id) for case in plan.cases}
     told = {row["case_id"]: row for row in (*report["rows"], *report["trajectories"])}
-    files = dict(made)
-    cases = []
+    files, cases = dict(made), []
     for case in plan.cases:
-        record, row = records[case.case_id], told[case.case_id]
-        if record is not None and row["report"]:
+        record, row = ledger.record(case.case_id), told[case.case_id]
+        # A record of other settings speaks of files that this list does not hold.
+        is_told = record is not None and row["state"] == record.row.state and row["report"]
+        cases.append(_case_told(case, row["state"], record if is_told else None))
+        if record is not None and is_told:
             files |= {name: each["sha256"] for name, each in record.files.items()}
-        cases.append(
-            {
-                "case_id": case.case_id,
-                "kind": case.kind,
-                "patient_key": case.patient_key,
-                "state": row["state"],
-                "key": record.key or None if record is not None else None,
-                "inputs_sha256": [digest for _, digest in record.inputs] if record is not None else [],
-            }
-        )
     return plain_object(
         {
             "schema": MANIFEST_SCHEMA,
@@ -172,6 +163,17 @@ def manifest_json(
             "research_use": RESEARCH_USE,
         }
     )
+
+
+def _case_told(case: Case, state: str, record: Record | None) -> dict[str, Any]:
+    return {
+        "case_id": case.case_id,
+        "kind": case.kind,
+        "patient_key": case.patient_key,
+        "state": state,
+        "key": None if record is None else record.key,
+        "inputs_sha256": [] if record is None else [digest for _, digest in record.inputs],
+    }
 
 
 def worklist_csv(rows: Sequence[Row]) -> str:
@@ -196,7 +198,11 @@ def worklist_csv(rows: Sequence[Row]) -> str:
 
 
 def _row_of(case: Case, rows: Mapping[str, Row], ledger: Ledger, settings: BatchSettings) -> Row:
-    row = rows.get(case.case_id) or ledger.done(case, settings=settings)
+    mine = rows.get(case.case_id)
+    if mine is not None and mine.state == "compared":
+        return mine
+    # What this run could not do another one may have done meanwhile: the ledger is the truth.
+    row = ledger.done(case, settings=settings) or mine
     if row is not None:
         return row
     record = ledger.record(case.case_id)
