@@ -342,6 +342,7 @@ def test_an_archive_that_is_not_there_ends_with_3(tmp_path):
     result = run(tmp_path / "nothing", "--out", tmp_path / "out")
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
     assert read(tmp_path / "out" / "report.json")["status"] == "refused"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
 
 
 def row(case_id, **changes):

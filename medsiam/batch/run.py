@@ -70,13 +70,15 @@ def run_batch(
     disk is used up; run again, it goes on.
     """
     settings = settings or BatchSettings()
-    Ledger(out).open().sweep_all()
     log("begin", {"fast": settings.fast, "device": settings.device})
     plan = plan_archive(archive, out, settings, now=clock().replace(tzinfo=None),
                         progress=lambda step: progress(step, None))  # fmt: skip
+    # Not before: a run that is refused leaves nothing but its refusal.
+    ledger = Ledger(out).open()
+    ledger.sweep_all()
     log("planned", {**plan.counts, "comparisons": len(plan.comparisons)})
     with Reader(out, settings) as reader:
-        run = Run(len(plan.cases), Ledger(out), settings, reader, clock, log, progress)
+        run = Run(len(plan.cases), ledger, settings, reader, clock, log, progress)
         run.take(_known_last(plan, out))
         run.take_late(patience_s)
     worklist = finish(plan, out, settings, rows=run.rows, clock=clock)
