@@ -136,7 +136,7 @@ def test_a_batch_whose_results_were_changed_says_so_and_makes_them_again(night):
     refused = CliRunner().invoke(cli.app, ["verify", str(out)])
     assert refused.exit_code == 3 and "report.html: changed" in refused.stderr
     made = run_batch(root / "archive", out)
-    assert [row.case_id for row in made.rows if row.is_fresh] == [home.name]
+    assert [(row.case_id, row.state) for row in made.rows if row.is_fresh] == [(home.name, "compared")]
     assert verify(out).files
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from medsiam.batch.ledger import Ledger, Record, fresh, key_of
 from medsiam.batch.pair_record import pair_from_json, pair_to_json
 from medsiam.batch.reading import Reader, ReadScan, inputs_of
-from medsiam.batch.values import BatchSettings, Case, Row, Scan
+from medsiam.batch.values import STEP_MISSING, BatchSettings, Case, Row, Scan
 from medsiam.change.comparison import Comparison
 from medsiam.change.trajectory import PairChange, PairKey, Trajectory, pair_change
 from medsiam.compare import compare, silent
@@ -45,9 +45,6 @@ LOGGER = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 Clock = Callable[[], datetime]
-
-# What a refused trajectory waits for: the next run tries again, so no record is kept.
-STEP_MISSING = "step"
 
 
 def now_utc() -> datetime:
@@ -97,10 +94,19 @@ class _Work:
     reader: Reader
     progress: Progress
 
-    @property
-    def target(self) -> Path:
-        """Where a result is written: aside and then moved as one; in its place where one stands already."""
+    def make_room(self) -> Path:
+        """Where to write: aside, to be moved as one; in its place only beside files that are not ours.
+
+        What the ledger says that we wrote goes first, also where it is damaged beyond recognition.
+        """
         home = self.ledger.folder(self.case)
+        record = self.ledger.record(self.case.case_id)
+        for name in record.files if record is not None else ():
+            if (self.ledger.out / name).is_relative_to(home) and ".." not in Path(name).parts:
+                (self.ledger.out / name).unlink(missing_ok=True)
+        for folder in (*sorted((each for each in home.rglob("*") if each.is_dir()), reverse=True), home):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         return home if home.exists() else self.ledger.stage(self.case)
 
     def placed(self, target: Path) -> dict[str, Mapping[str, Any]]:
@@ -112,12 +118,10 @@ class _Work:
     def clear(self) -> None:
         """Takes away what an earlier run wrote for this case; what is not ours stays."""
         shutil.rmtree(self.ledger.stage(self.case), ignore_errors=True)
-        home = self.ledger.folder(self.case)
-        if home.exists():
+        home = self.make_room()
+        if home == self.ledger.folder(self.case):
             with placed_whole(home):
                 pass
-            if not any(home.iterdir()):
-                home.rmdir()
 
 
 def _run(work: _Work, clock: Clock) -> Row:
@@ -175,7 +179,7 @@ def _compared(record: Record, work: _Work, scans: tuple[ReadScan, ...]) -> Recor
     )
     comparison, similar = _with_similar(comparison, settings)
     more = _evidence(comparison, scans) if "dicom" in settings.formats else None
-    target = work.target
+    target = work.make_room()
     names = write_comparison(
         comparison, target, formats=settings.formats, similar_cases=similar, write_more=more
     )
@@ -207,7 +211,7 @@ def _followed(record: Record, work: _Work, scans: tuple[ReadScan, ...]) -> Recor
             reason=f"{missing} of its {len(case.steps)} comparisons have no result; see their lines",
         )  # fmt: skip
         return replace(record, row=row)
-    target = work.target
+    target = work.make_room()
     with trajectory_folder(target, formats=settings.formats) as writer:
         for key, step in zip(known, case.steps, strict=True):
             writer.carry(key, work.ledger.out / case.patient_key / step)
@@ -252,7 +256,7 @@ def _refused(work: _Work, error: InputRefused) -> Record:
     """A refusal as data: its report stands where the result would."""
     case, reason = work.case, " ".join(str(error).split())
     work.clear()
-    target = work.target
+    target = work.make_room()
     prior, current = _acquisition(case, case.scans[0]), _acquisition(case, case.scans[-1])
     write_refusal(target, refusal_json(error.code, reason, prior=prior, current=current, notes=case.notes))
     row = replace(

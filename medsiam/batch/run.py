@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medsiam.batch.case import STEP_MISSING, Clock, now_utc, run_case
+from medsiam.batch.case import Clock, now_utc, run_case
 from medsiam.batch.ledger import Ledger, Record
 from medsiam.batch.plan import plan_archive
 from medsiam.batch.reading import Reader
-from medsiam.batch.values import BatchSettings, Case, Plan, Row
+from medsiam.batch.values import STEP_MISSING, BatchSettings, Case, Plan, Row
 from medsiam.batch.worklist import Worklist, finish
 from medsiam.errors import ArchiveRefused, ResourceExhausted
 

@@ -14,6 +14,10 @@ State = Literal["compared", "refused", "failed", "pending"]
 Kind = Literal["comparison", "trajectory", "input"]
 
 
+# What a refused trajectory waits for: the next run tries again, so no record is kept.
+STEP_MISSING = "step"
+
+
 @dataclass(frozen=True)
 class BatchSettings:
     """How an archive is compared.

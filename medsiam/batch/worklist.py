@@ -15,7 +15,8 @@ from typing import Any
 
 from medsiam import __version__
 from medsiam.batch.ledger import Ledger, Record, settings_told
-from medsiam.batch.values import BatchSettings, Case, Plan, Row
+from medsiam.batch.values import STEP_MISSING, BatchSettings, Case, Plan, Row
+from medsiam.errors import ArchiveRefused
 from medsiam.report.comparison_json import RESEARCH_USE, plain_object, to_text
 from medsiam.report.digests import sha256_of
 from medsiam.report.placing import BATCH_FILES, MANIFEST, placed_whole
@@ -29,6 +30,8 @@ WORKLIST, WORKLIST_HTML, WORKLIST_CSV = "worklist.json", "worklist.html", "workl
 URGENCY = ("progressed", "mixed", "indeterminate", "improved", "stable")
 WORSE = ("progressed", "mixed")
 STATES = ("compared", "refused", "failed")
+# Of this run alone: no step of a trajectory, or an archive that was away.
+NOT_RECORDED = (STEP_MISSING, ArchiveRefused.code)
 LIBRARIES = ("torch", "monai", "numpy", "scipy", "pydicom")
 
 CSV_COLUMNS = (
@@ -199,7 +202,7 @@ def worklist_csv(rows: Sequence[Row]) -> str:
 
 def _row_of(case: Case, rows: Mapping[str, Row], ledger: Ledger, settings: BatchSettings) -> Row:
     mine = rows.get(case.case_id)
-    if mine is not None and mine.state == "compared":
+    if mine is not None and mine.code not in NOT_RECORDED:
         return mine
     # What this run could not do another one may have done meanwhile: the ledger is the truth.
     row = ledger.done(case, settings=settings) or mine
