@@ -29,8 +29,9 @@ class Verified:
 
 def seal(folder: Path) -> None:
     """Writes the digests of all files below a folder into it."""
-    told = {"schema": SCHEMA, "files": digests_of(folder, _files(folder))}
-    (folder / DIGESTS).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8", newline="\n")
+    own = folder / DIGESTS
+    told = {"schema": SCHEMA, "files": digests_of(folder, (path for path in _files(folder) if path != own))}
+    own.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def digests_of(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
