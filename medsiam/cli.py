@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsiam import __version__, cases_cli, commands_pacs
+from medsiam import __version__, cases_cli, commands_pacs, serving_cli
 from medsiam.console import (
     BUG,
     DONE,
@@ -322,6 +322,7 @@ def bench(
 
 app.command()(answers_with_exit_code(commands_pacs.send))
 app.command()(answers_with_exit_code(commands_pacs.deidentify))
+app.command()(serving_cli.serve)
 
 
 def _similar_cases(
