@@ -39,7 +39,7 @@ OWN_UIDS, OWN_NUMBERS, OWN_MAKER = "2.25.", range(9001, 9007), "medsiam"
 
 TIMEOUT_S, PAGE_TIMEOUT_S = 10.0, 30.0
 LOOK_S = 2.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 300.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 MOST_ANSWER_BYTES = 64 * 2**20
 ROWS = 500
 JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -297,7 +297,7 @@ class Follower(threading.Thread):
         self._samples: list[tuple[float, int]] = []
         self._kept: dict[str, Any] = {}
         self._written = ""
-        self._pause_s, self._not_before = 0.0, 0.0
+        self._pause_s, self._not_before, self._why = 0.0, 0.0, ""
 
     def wake(self) -> None:
         """A study has become stable."""
@@ -391,10 +391,12 @@ class Follower(threading.Thread):
         content = content_of(scans)
         if not scans or (details.get("content") == content and details.get("state") != "pending"):
             return True
-        fresh = {"state": "pending", "content": content, "job": "", "told": "", "verdict": None}
-        if details.get("content") != content:
+        rests = time.monotonic() < self._not_before
+        told_why = self._why if rests else ""
+        fresh = {"state": "pending", "content": content, "job": "", "told": told_why, "verdict": None}
+        if details.get("content") != content or (rests and details != fresh):
             self._marks.write(study, fresh)
-        if time.monotonic() < self._not_before:
+        if rests:
             return False
         return self._handed(study, told["MainDicomTags"]["StudyInstanceUID"], fresh)
 
@@ -421,6 +423,7 @@ class Follower(threading.Thread):
         except (Away, Refused) as error:
             self._rest(error)
             return
+        self._pause_s = 0.0
         if told.get("queue") != self._kept.get("queue"):
             # Another queue stands there: its count begins anew.
             self._kept |= {"queue": told.get("queue"), "revision": 0}
@@ -445,6 +448,7 @@ class Follower(threading.Thread):
         """Pauses, longer each time, so that a service that is away is not stormed."""
         if time.monotonic() < self._not_before:
             return
+        self._why = str(error)
         self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2.0 * self._pause_s))
         self._not_before = time.monotonic() + self._pause_s * random.uniform(0.5, 1.0)
         orthanc.LogWarning(f"medsiam: {error}; next try in {self._pause_s:.0f} s")

@@ -29,8 +29,8 @@ WORKERS = "workers"
 MOST_DEATHS = 3
 # Tries of a job whose failure lies here: a full disk, an object that the archive does not take.
 MOST_TRIES = 5
-# Pauses grow fourfold; a quarter hour is soon enough for an archive that was away for long.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 900.0
+# Pauses grow fourfold; five minutes are soon enough for an archive that was away for long.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 GROWTH = 4.0
 # Another writer is waited for; each holds the table for milliseconds.
 BUSY_S = 30.0
