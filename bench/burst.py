@@ -1,7 +1,7 @@
 """Is each study of a burst compared once, and none lost, through restarts of Orthanc and of the worker?
 
 python -m bench.burst [STUDIES]        two visits a patient, small radiographs, in no order
-python -m bench.burst head             one patient with two whole heads: seconds from store to evidence
+python -m bench.burst head [fast]      one patient with two whole heads: seconds from store to evidence
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class House:
     def __init__(self, folder: Path, *, fast: bool) -> None:
         self.folder, self.ports, self.port = folder, (free_port(), free_port()), free_port()
         url = f"http://127.0.0.1:{self.ports[0]}/dicom-web"
-        self.serving = Serving(folder / "serve", self.port, url, fast=fast)
+        self.serving = Serving(folder / "serve", self.port, url, fast=fast, threads=2)
         self.rest, self.web = Rest(self.ports[0]), Dicomweb(url, ArchiveSettings(retries=0))
         self._orthanc = None
 
@@ -80,13 +80,25 @@ def burst(house: House, studies: int) -> Scores:
         Score("studies stored", studies),
         Score("seconds to store them", stored_s),
         Score("jobs", len(all_jobs(house)), target=f"= {studies}"),
-        Score("later visits compared", sum(states[uid]["state"] == "done" for uid in later), target=f"= {len(later)}"),
+        Score(
+            "later visits compared",
+            sum(states[uid]["state"] == "done" for uid in later),
+            target=f"= {len(later)}",
+        ),
         Score("later visits with one report in Orthanc", reports[1], target=f"= {len(later)}"),
-        Score("first visits refused for want of a prior", counts.get("refused", 0), target=f"= {studies - len(later)}"),
-        Score("comparisons computed", house.serving.log().count("writing the evidence"), target=f"{len(later)} or 1 more"),
+        Score(
+            "first visits refused for want of a prior",
+            counts.get("refused", 0),
+            target=f"= {studies - len(later)}",
+        ),
+        Score(
+            "comparisons computed",
+            house.serving.log().count("writing the evidence"),
+            target=f"{len(later)} or 1 more",
+        ),
         Score("seconds until the last was done", whole_s),
     )
-    return Scores("burst", "small radiographs, made up", studies, rows)
+    return Scores("burst", "small radiographs, made up", 0, rows)
 
 
 def head(house: House) -> Scores:
@@ -99,11 +111,15 @@ def head(house: House) -> Scores:
     send_folder(house.web, house.folder / "visit2")
     started = time.perf_counter()
     wait_idle(house, 2)
+    whole_s = time.perf_counter() - started
+    report = next((house.serving.folder / "data" / "results").rglob("report.json"))
+    stages = json.loads(report.read_text(encoding="utf-8"))["provenance"]["seconds"]
     rows = (
-        Score("seconds from store to evidence (StableAge 1 s)", time.perf_counter() - started, target="<= 90"),
+        Score("seconds from store to evidence (StableAge 1 s)", whole_s, target="<= 90"),
+        *(Score(f"of these: {stage} (s)", seconds) for stage, seconds in stages.items()),
         Score("CPU seconds of the service", cpu_s(house) - before_s),
     )
-    return Scores("head", "made-up heads of the demo, full noise floor", 2, rows)
+    return Scores("head", "made-up heads of the demo", 0, rows)
 
 
 def wait_idle(house: House, jobs: int) -> None:
@@ -143,8 +159,8 @@ def store(house: House, patient: str, visit: int) -> None:
     study = uid_of(patient, visit)
     told = {
         "PatientID": patient, "StudyInstanceUID": study, "SeriesInstanceUID": f"{study}.1",
-        "SOPInstanceUID": f"{study}.1.1", "StudyDate": f"202{visit}0102", "AcquisitionDate": f"202{visit}0102",
-        "BodyPartExamined": "CHEST",
+        "SOPInstanceUID": f"{study}.1.1", "StudyDate": f"202{visit}0102",
+        "AcquisitionDate": f"202{visit}0102", "BodyPartExamined": "CHEST",
     }  # fmt: skip
     folder = house.folder / "scan"
     dicom_maker.save(dicom_maker.radiograph("DX", CELLS, **told), folder)
@@ -156,7 +172,7 @@ def main(words: list[str]) -> None:
     os.environ |= {"MEDSIAM_PACS_USER": USER, "MEDSIAM_PACS_PASSWORD": PASSWORD}
     is_head = words[:1] == ["head"]
     with tempfile.TemporaryDirectory() as folder:
-        house = House(Path(folder), fast=not is_head)
+        house = House(Path(folder), fast=not is_head or "fast" in words)
         house.open()
         house.serving.start()
         try:

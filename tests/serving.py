@@ -26,8 +26,8 @@ PATIENCE_S = 90.0
 class Serving:
     """A running `medsiam serve`."""
 
-    def __init__(self, folder, port, archive_url, fast=True):
-        self.folder, self.port = folder, port
+    def __init__(self, folder, port, archive_url, fast=True, threads=1):
+        self.folder, self.port, self.threads = folder, port, threads
         self.config = folder / "serve.yaml"
         folder.mkdir(parents=True, exist_ok=True)
         told = {
@@ -42,7 +42,7 @@ class Serving:
         """Starts it and waits until it answers."""
         secrets = {
             "MEDSIAM_SERVE_TOKEN": TOKEN, "MEDSIAM_PACS_USER": USER, "MEDSIAM_PACS_PASSWORD": PASSWORD,
-            "MEDSIAM_KEY": "the key of the test, long enough", "OMP_NUM_THREADS": "1",
+            "MEDSIAM_KEY": "the key of the test, long enough", "OMP_NUM_THREADS": str(self.threads),
             "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         command = [sys.executable, "-m", "medsiam", "serve", "--data", str(self.folder / "data")]

@@ -268,7 +268,7 @@ def test_the_queue_is_its_owners_alone_and_a_damaged_one_is_told(tmp_path):
     assert stat.S_IMODE((tmp_path / "q" / "queue.sqlite").stat().st_mode) == 0o600
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "queue.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(ServingRefused, match="move queue.sqlite away"):
+    with pytest.raises(ServingRefused, match=r"move queue\.sqlite away"):
         Queue(tmp_path / "bad")
 
 
@@ -524,7 +524,10 @@ def test_too_many_connections_and_silent_callers_are_cut_off(tmp_path, monkeypat
 def test_a_caller_who_drips_is_cut_off(tmp_path, monkeypatch):
     """A byte now and then would keep any timeout of silence away."""
     monkeypatch.setattr("medsiam.serving.server.WHOLE_REQUEST_S", 0.4)
-    with answering(tmp_path) as (_, server), socket.create_connection(("127.0.0.1", server.server_port)) as drip:
+    with (
+        answering(tmp_path) as (_, server),
+        socket.create_connection(("127.0.0.1", server.server_port)) as drip,
+    ):
         started = time.monotonic()
         with pytest.raises(OSError):
             while time.monotonic() < started + 5.0:
@@ -535,9 +538,12 @@ def test_a_caller_who_drips_is_cut_off(tmp_path, monkeypatch):
 
 def test_a_second_service_in_one_folder_is_refused(tmp_path):
     """Two would answer for one queue."""
-    with lifeline.alone_in(tmp_path):
-        with pytest.raises(ServingRefused, match="being served already"), lifeline.alone_in(tmp_path):
-            pass
+    with (
+        lifeline.alone_in(tmp_path),
+        pytest.raises(ServingRefused, match="being served already"),
+        lifeline.alone_in(tmp_path),
+    ):
+        pass
     with lifeline.alone_in(tmp_path):
         pass
 

@@ -38,7 +38,7 @@ SCANS = ("MR", "CT", "CR", "DX")
 OWN_UIDS, OWN_NUMBERS, OWN_MAKER = "2.25.", range(9001, 9007), "medsiam"
 
 TIMEOUT_S, PAGE_TIMEOUT_S = 10.0, 30.0
-LOOK_S = 2.0
+LOOK_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 MOST_ANSWER_BYTES = 64 * 2**20
 ROWS = 500
@@ -187,18 +187,12 @@ class Serve:
     def _answer(
         self, verb: str, url: str, token: str, path: str, told: Any, timeout: float = TIMEOUT_S
     ) -> bytes:
-        parts = urlsplit(url)
-        kind = http.client.HTTPConnection
-        options: dict[str, Any] = {"timeout": timeout}
-        if parts.scheme == "https":
-            kind = http.client.HTTPSConnection
-            options["context"] = ssl.create_default_context(cafile=self._settings.ca_file)
-        connection = kind(parts.hostname, parts.port, **options)
+        connection, root = self._connection(url, timeout)
         headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {token}"} if token else {}
         )
         try:
-            connection.request(verb, parts.path + path, None if told is None else json.dumps(told), headers)
+            connection.request(verb, root + path, None if told is None else json.dumps(told), headers)
             answer = connection.getresponse()
             body = answer.read(MOST_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as error:
@@ -208,6 +202,15 @@ class Serve:
         if answer.status in (200, 201, 202):
             return body
         raise _why_not(answer.status, body)
+
+    def _connection(self, url: str, timeout: float) -> tuple[http.client.HTTPConnection, str]:
+        parts = urlsplit(url)
+        host = str(parts.hostname)
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(host, parts.port, timeout=timeout), parts.path
+        trusted = ssl.create_default_context(cafile=self._settings.ca_file)
+        secure = http.client.HTTPSConnection(host, parts.port, timeout=timeout, context=trusted)
+        return secure, parts.path
 
 
 def _why_not(status: int, body: bytes) -> Exception:
