@@ -485,7 +485,7 @@ def test_the_page_of_a_job_is_served_and_only_where_it_is_made(served, tmp_path)
         (b"\xff\xfe", {}, 400),
         (b"[]", {}, 400),
         ({**GOOD, "path": "/etc/passwd"}, {}, 400),
-        ({**GOOD, "archive": "http://elsewhere/"}, {}, 400),
+        ({**GOOD, "archive": "http://elsewhere/"}, {}, 409),
         ({**GOOD, "study_uid": "1/../2"}, {}, 400),
         (GOOD, {"Content-Type": "text/plain"}, 415),
     ],

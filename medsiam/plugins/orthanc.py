@@ -35,7 +35,7 @@ import orthanc
 FIRST_NUMBER = 4700
 SCANS = ("MR", "CT", "CR", "DX")
 # Our own evidence: UIDs derived by hash, and numbers that scanners do not give.
-OWN_UIDS, OWN_NUMBERS, OWN_MAKER = "2.25.", range(9001, 9007), "medsiam"
+OWN_UIDS, OWN_NUMBERS = "2.25.", range(9001, 9007)
 
 TIMEOUT_S, PAGE_TIMEOUT_S = 10.0, 30.0
 LOOK_S = 1.0
@@ -201,7 +201,7 @@ class Serve:
             connection.close()
         if answer.status in (200, 201, 202):
             return body
-        raise _why_not(answer.status, body)
+        raise _why_not(verb, answer.status, body)
 
     def _connection(self, url: str, timeout: float) -> tuple[http.client.HTTPConnection, str]:
         parts = urlsplit(url)
@@ -213,13 +213,13 @@ class Serve:
         return secure, parts.path
 
 
-def _why_not(status: int, body: bytes) -> Exception:
+def _why_not(verb: str, status: int, body: bytes) -> Exception:
     try:
         why = str(json.loads(body)["error"])[:200]
     except (ValueError, KeyError, TypeError):
         why = f"medsiam serve answered {status}"
-    # A token can be renewed, a limit passes; a request that makes no sense never will.
-    return Refused(why) if status in (400, 404, 405, 411, 413, 415, 422) else Away(why)
+    # Only what no setting mends is given up; a study waits for a token, an archive's name, a proxy.
+    return Refused(why) if status == 400 or (status == 404 and verb == "GET") else Away(why)
 
 
 # ---------------------------------------------------------------- Orthanc, by its own REST API
@@ -245,10 +245,8 @@ def scans_of(study: str) -> list[tuple[str, int]]:
 
 def _is_ours(tags: dict[str, str]) -> bool:
     number = tags.get("SeriesNumber", "").strip()
-    numbered = number.isdigit() and int(number) in OWN_NUMBERS
-    return tags.get("Manufacturer") == OWN_MAKER or (
-        numbered and tags.get("SeriesInstanceUID", "").startswith(OWN_UIDS)
-    )
+    is_numbered = number.isdecimal() and int(number) in OWN_NUMBERS
+    return is_numbered and tags.get("SeriesInstanceUID", "").startswith(OWN_UIDS)
 
 
 def content_of(scans: list[tuple[str, int]]) -> str:
@@ -358,7 +356,7 @@ class Follower(threading.Thread):
             for study in list(self._backlog):
                 if self._over:
                     return
-                if self._is_settled(study):
+                if self._is_settled_or_odd(study):
                     self._backlog.pop(study)
         else:
             self._backlog.clear()
@@ -382,6 +380,14 @@ class Follower(threading.Thread):
                 self._series[name] = (get(f"/series/{name}") or {}).get("ParentStudy", "")
             return self._series[name]
         return ""
+
+    def _is_settled_or_odd(self, study: str) -> bool:
+        """As _is_settled; a study that cannot be looked at holds up no other."""
+        try:
+            return self._is_settled(study)
+        except Exception as error:
+            orthanc.LogError(f"medsiam: {type(error).__name__} over study {study}; it is left out")
+            return True
 
     def _is_settled(self, study: str) -> bool:
         """Whether nothing more is to be done for a study; hands it in where it is new."""
@@ -433,7 +439,7 @@ class Follower(threading.Thread):
             return
         for job in told.get("jobs", []):
             if job["kind"] == "compare" and job["archive"] == self._settings.archive:
-                self._tell(job)
+                self._guarded(lambda job=job: self._tell(job))
             self._kept["revision"] = job["revision"]
 
     def _tell(self, job: dict[str, Any]) -> None:

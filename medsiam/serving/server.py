@@ -224,6 +224,11 @@ class Handler(BaseHTTPRequestHandler):
         if int(length) > MOST_BODY_BYTES:
             return _refusal(413, f"the request is longer than {MOST_BODY_BYTES} bytes; a job is far smaller")
         request = _request(self.rfile.read(int(length)))
+        if request.archive not in {entry.name for entry in self.server.settings.archives}:
+            # Not 400: who asked may be right, and the settings here be behind.
+            return _refusal(
+                409, f"there is no archive {request.archive[:40]!r} in the settings of this service"
+            )
         job, is_new = self.server.queue.hand_in(request, self.server.settings.version(request.archive))
         return _json(job.as_dict(), status=202 if is_new else 200)
 
