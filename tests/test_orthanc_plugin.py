@@ -186,13 +186,29 @@ def test_an_archive_that_says_no_is_waited_for_with_its_reason(
     """A wrong AE title, a password or token that is no longer good: mended, the job goes on by itself."""
     monkeypatch.setenv("MEDSIAM_PACS_PASSWORD", password)
     entry = ArchiveEntry("orthanc", url.format(http=house.ports[0], dicom=house.ports[1]), QUICK)
-    queue = Queue(tmp_path)
-    with lifeline(tmp_path / WORKERS) as name:
-        queue.hand_in(Request("compare", "orthanc", followed), "v")
-        job = queue.claim(name)
-        bench = Bench(queue, tmp_path, ServeSettings(archives=(entry,)), name, lambda step: None)
-        queue.settle(job, do_job(bench, job))
-    assert queue.job(job.id).state == "waiting" and told in queue.job(job.id).told
+    job = done_by_hand(entry, followed, tmp_path)
+    assert job.state == "waiting" and told in job.told
+
+
+def done_by_hand(entry, study, folder):
+    """A job of a queue of its own, after one try."""
+    queue = Queue(folder)
+    with lifeline(folder / WORKERS) as name:
+        queue.hand_in(Request("compare", "orthanc", study), "v")
+        while (job := queue.claim(name)) is not None:
+            last = job
+            bench = Bench(queue, folder, ServeSettings(archives=(entry,)), name, lambda step: None)
+            outcome = do_job(bench, job)
+            if outcome is not None:
+                queue.settle(job, outcome)
+    return queue.job(last.id)
+
+
+def test_a_study_that_is_gone_is_refused(house, tmp_path):
+    """Deleted before its turn came; the archive itself is well."""
+    entry = ArchiveEntry("orthanc", f"http://127.0.0.1:{house.ports[0]}/dicom-web", QUICK)
+    job = done_by_hand(entry, "1.2.3.99", tmp_path)
+    assert job.state == "refused" and "no scan" in job.told
 
 
 def test_plugin_and_worker_agree_on_what_a_study_holds(house, followed):

@@ -195,6 +195,32 @@ def test_a_failing_archive_holds_up_no_other(queue, worker):
     assert taken(queue, worker, other).archive == "second"
 
 
+def test_one_study_that_fails_holds_up_no_other(queue, worker):
+    """The archive answers; this study alone is broken there."""
+    queue.settle(taken(queue, worker), away(is_archives=False))
+    assert taken(queue, worker, replace(ASKED, study_uid="1.2.9")).study_uid == "1.2.9"
+
+
+def test_who_presses_the_button_need_not_wait(queue, worker):
+    """Something was mended: the pauses of job and archive end."""
+    job = taken(queue, worker)
+    queue.settle(job, away())
+    assert queue.claim(worker) is None
+    queue.hand_in(replace(ASKED, again=True), "v")
+    assert queue.claim(worker).id == job.id
+
+
+def test_a_result_keeps_its_sentence_while_its_sending_waits(queue, worker, clock):
+    """The reason of a delay is gone once it is over."""
+    job = taken(queue, worker)
+    queue.keep(job, verdict="stable", told="No change.", facts={})
+    queue.settle(job, away())
+    assert queue.job(job.id).told == "it cannot be reached"
+    clock.now += LONGEST_PAUSE_S
+    queue.settle(queue.claim(worker), Outcome("done"))
+    assert (queue.job(job.id).told, queue.job(job.id).verdict) == ("No change.", "stable")
+
+
 def test_waiting_ends_one_day(queue, worker, clock):
     """After give_up_days the job has failed, visibly, and may be asked for again."""
     job = taken(queue, worker)

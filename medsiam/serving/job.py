@@ -100,11 +100,6 @@ class Job:
     revision: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def request(self) -> Request:
-        """What was asked."""
-        return Request(self.kind, self.archive, self.study_uid, self.content, self.again)
-
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; times in UTC."""
         return {

@@ -103,10 +103,11 @@ class Queue:
             return self._row(table, row["id"])
 
     def keep(self, job: Job, *, verdict: str, told: str, facts: dict[str, Any]) -> None:
-        """Notes that a job's result lies on disk whole."""
+        """Notes that a job's result lies on disk whole, and the sentence that it ends with."""
+        text = json.dumps({**facts, "summary": one_line(told)})
         with self._change() as table:
             self._check_own(table, job)
-            self._set(table, job.id, is_made=1, verdict=verdict, told=one_line(told), facts=json.dumps(facts))
+            self._set(table, job.id, is_made=1, verdict=verdict, told=one_line(told), facts=text)
 
     def settle(self, job: Job, outcome: Outcome, *, give_up_s: float = float("inf")) -> None:
         """Writes what became of a job that this worker had taken."""
@@ -114,8 +115,7 @@ class Queue:
             mine = self._check_own(table, job)
             if outcome.state in FINAL:
                 self._pause(table, job.archive, failures=0)
-                # A result's own sentence stays where nothing else is to be told.
-                told = one_line(outcome.told) or mine.told
+                told = one_line(outcome.told) or str(mine.facts.get("summary", ""))
                 self._end(table, job, outcome.state, told, outcome.code)
                 return
             since = job.waiting_since or self._clock()
@@ -234,7 +234,9 @@ class Queue:
             is_new = True
         else:
             if job.state == "waiting" and request.again:
+                # Whoever asks so has mended something.
                 self._set(table, job_id, not_before=0.0)
+                self._pause(table, request.archive, failures=0)
             is_new = False
         found = self._row(table, job_id)
         assert found is not None, "a job that was just written"

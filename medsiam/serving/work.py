@@ -62,7 +62,7 @@ def do_job(bench: Bench, job: Job) -> Outcome | None:
     try:
         return _done(bench, job)
     except ArchiveRefused as error:
-        return Outcome("waiting", str(error), error.code, is_archives=True)
+        return Outcome("waiting", str(error), error.code, is_archives=not _answers(bench, job))
     except (ResourceExhausted, MemoryError) as error:
         return Outcome("waiting", str(error) or "out of memory", "resources", counts=True)
     except OSError as error:
@@ -90,6 +90,8 @@ def _done(bench: Bench, job: Job) -> Outcome | None:
     if not job.is_made:
         series = scans_of(archive, job.study_uid)
         content = content_of((each.uid, each.instances) for each in series)
+        if not series:
+            raise InputRefused("the study holds no scan (any more); store it again")
         if content != job.content:
             bench.queue.move_on(job, content, settle_s=bench.settings.work.settle_s)
             return None
@@ -99,6 +101,16 @@ def _done(bench: Bench, job: Job) -> Outcome | None:
     if job.kind == "similar":
         return Outcome("done")
     return _sent(bench, job, archive)
+
+
+def _answers(bench: Bench, job: Job) -> bool:
+    """Whether the archive answers at all, so that only this study's matter failed."""
+    try:
+        entry = bench.settings.archive(job.archive)
+        open_archive(entry.url, entry.archive).find_studies(study_uid=job.study_uid)
+    except MedsiamError:
+        return False
+    return True
 
 
 def scans_of(archive: Archive, study_uid: str) -> tuple[SeriesFound, ...]:
@@ -150,8 +162,6 @@ def _searched(
     index = bench.settings.work.index
     if index is None:
         raise InputRefused("no index of cases is named; set work.index in --config")
-    if not series:
-        raise InputRefused("the study holds no scan to search by; ask for another study")
     largest = max(series, key=lambda each: (each.instances, each.uid))
     archive.fetch_series(job.study_uid, largest.uid, draft / "current")
     outcome = search_index(draft / "current", index, Wish(), device=bench.settings.work.device)
@@ -165,7 +175,11 @@ def _sent(bench: Bench, job: Job, archive: Archive) -> Outcome:
     if not home.is_dir():
         return Outcome("done")
     bench.progress("sending the evidence")
-    stored = send_folder(archive, home)
+    try:
+        stored = send_folder(archive, home)
+    except ArchiveRefused as error:
+        # Without leave to store, no study's evidence can be stored.
+        return Outcome("waiting", str(error), error.code, is_archives=True)
     if stored.failed:
         of, reason = stored.done + len(stored.failed), stored.failed[0][1]
         told = f"{len(stored.failed)} of {of} objects were not taken, the first: {reason}"

@@ -30,8 +30,8 @@ class Stopped(BaseException):
     """The process was asked to end: what it holds goes back into the queue."""
 
 
-def work(folder: Path, settings: ServeSettings, progress: Progress, *, until_idle: bool = False) -> None:
-    """Works until a signal, the end of the process that started this one, or (until_idle) an empty queue.
+def work(folder: Path, settings: ServeSettings, progress: Progress) -> None:
+    """Works until a signal, or until the process that started this one has ended.
 
     Raises ServingRefused where the queue cannot be used.
     """
@@ -41,7 +41,7 @@ def work(folder: Path, settings: ServeSettings, progress: Progress, *, until_idl
         bench = Bench(queue, folder, settings, name, progress)
         try:
             _clear_drafts(folder)
-            _loop(bench, lambda: os.getppid() == parent, until_idle)
+            _loop(bench, lambda: os.getppid() == parent)
         except Stopped:
             progress("stopped")
         finally:
@@ -49,15 +49,13 @@ def work(folder: Path, settings: ServeSettings, progress: Progress, *, until_idl
             shutil.rmtree(bench.drafts, ignore_errors=True)
 
 
-def _loop(bench: Bench, is_wanted: Callable[[], bool], until_idle: bool) -> None:
+def _loop(bench: Bench, is_wanted: Callable[[], bool]) -> None:
     forgot = float("-inf")
     while is_wanted():
         job = bench.queue.claim(bench.name)
         if job is not None:
             _do(bench, job)
             continue
-        if until_idle:
-            return
         if time.monotonic() - forgot > FORGET_EVERY_S:
             forget_old(bench)
             forgot = time.monotonic()
