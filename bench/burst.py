@@ -91,6 +91,7 @@ def burst(house: House, studies: int) -> Scores:
             counts.get("refused", 0),
             target=f"= {studies - len(later)}",
         ),
+        Score("times the worker was killed", house.serving.log().count("the worker ended"), target="= 1"),
         Score(
             "comparisons computed",
             house.serving.log().count("writing the evidence"),
