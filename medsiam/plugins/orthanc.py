@@ -255,6 +255,11 @@ def content_of(scans: list[tuple[str, int]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def stable_age_s() -> float:
+    """After how many quiet seconds Orthanc calls a study stable."""
+    return float(CONFIGURATION.get("StableAge", 60))
+
+
 class Marks:
     """What stands in a study's metadata: its state as a word, and the details as JSON."""
 
@@ -293,6 +298,8 @@ class Follower(threading.Thread):
         self._settings, self._serve, self._marks = settings, Serve(settings), Marks(settings.number)
         self._wake, self._over = threading.Event(), False
         self._backlog: dict[str, int] = {}
+        self._arriving: set[str] = set()
+        self._begun_s = time.monotonic()
         self._series: dict[str, str] = {}
         self._seen = 0
         self._samples: list[tuple[float, int]] = []
@@ -332,7 +339,8 @@ class Follower(threading.Thread):
         """Whatever came before a restart and was not handed in goes into the backlog.
 
         Orthanc forgets which studies were still arriving, so that they never become
-        stable by its own word: every study that was touched is looked at.
+        stable by its own word: every study that was touched is looked at, once it has
+        had the time again to become so.
         """
         self._kept = json.loads(orthanc.GetGlobalProperty(self._settings.number, "{}"))
         last = get("/changes?last")["Last"]
@@ -343,6 +351,8 @@ class Follower(threading.Thread):
                 study = self._study_of(row)
                 if study:
                     self._backlog[study] = row["Seq"]
+                    is_stable = row["ChangeType"] == "StableStudy"
+                    (self._arriving.discard if is_stable else self._arriving.add)(study)
             if done:
                 return
 
@@ -352,6 +362,7 @@ class Follower(threading.Thread):
             rows, done = self._changes()
             stable = [row for row in rows if row["ChangeType"] == "StableStudy"]
             self._backlog |= {row["ID"]: row["Seq"] for row in stable}
+            self._arriving -= {row["ID"] for row in stable}
         if self._settings.automatic:
             for study in list(self._backlog):
                 if self._over:
@@ -394,7 +405,9 @@ class Follower(threading.Thread):
         told = get(f"/studies/{study}")
         if told is None:
             return True
-        if not told.get("IsStable", True):
+        if not told.get("IsStable", True) or (
+            study in self._arriving and time.monotonic() - self._begun_s < stable_age_s()
+        ):
             return False
         scans, details = scans_of(study), self._marks.of(study)
         content = content_of(scans)
@@ -464,9 +477,9 @@ class Follower(threading.Thread):
 
     def _keep(self) -> None:
         """Keeps how far the changes were followed, never past a study that may still be arriving."""
-        now, age_s = time.monotonic(), float(CONFIGURATION.get("StableAge", 60))
+        now = time.monotonic()
         self._samples.append((now, self._seen))
-        old = [seq for then, seq in self._samples if now - then > 2.0 * age_s + 60.0]
+        old = [seq for then, seq in self._samples if now - then > 2.0 * stable_age_s() + 60.0]
         safe = old[-1] if old else int(self._kept.get("seen", self._samples[0][1]))
         self._samples = [each for each in self._samples if each[1] > safe] or [(now, self._seen)]
         self._kept["seen"] = min([safe, *(seq - 1 for seq in self._backlog.values())])
