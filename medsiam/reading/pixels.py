@@ -271,10 +271,11 @@ def _convert(
         out[...] = stored * np.float64(frame.slope) + frame.intercept
         return overfull
     out[...] = stored
-    if frame.slope != 1.0:
-        out *= np.float32(frame.slope)
-    if frame.intercept != 0.0:
-        out += np.float32(frame.intercept)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused as a whole
+        if frame.slope != 1.0:
+            out *= np.float32(frame.slope)
+        if frame.intercept != 0.0:
+            out += np.float32(frame.intercept)
     return overfull
 
 

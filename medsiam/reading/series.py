@@ -128,6 +128,11 @@ def _check_alike(frames: Sequence[Frame]) -> None:
             f"({' and '.join(f'{r} x {c}' for r, c in sorted(sizes)[:3])}); "
             "give them as separate series"
         )
+    if len({frame.header.pixel.lowest_bit for frame in frames if frame.header.pixel}) > 1:
+        raise Unreadable(
+            "the slices tell different places of their bits in a pixel cell (HighBit), so some values would "
+            "be multiplied; export the series again"
+        )
     if any(frame.traits.get("distorted") for frame in frames):
         raise GeometryRefused(
             "the frames are marked as distorted: their voxels lie on no grid; give the original"
