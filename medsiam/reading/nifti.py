@@ -305,9 +305,15 @@ def _voxel_bytes(content: NiftiContent, length: int) -> memoryview:
         ) from error
     if len(data) < wanted:
         raise Unreadable(f"the file ends after {len(data)} of {wanted} bytes: it is cut short; copy it again")
-    if len(rest) > MOST_TRAILING_BYTES:
+    if len(rest) > MOST_TRAILING_BYTES or len(rest) >= _smallest_face(content):
         raise Unreadable("the file holds more than its header tells; write it again")
     return memoryview(data)[content.offset :]
+
+
+def _smallest_face(content: NiftiContent) -> int:
+    """Bytes that are left over where the header tells one voxel too few along some axis."""
+    sizes = sorted(size for size in content.shape_ijk if size > 1)
+    return int(np.prod(sizes[:-1])) * content.dtype.itemsize
 
 
 def _defined(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:

@@ -158,6 +158,8 @@ NIFTI = {
     "of no dimension": (nifti(at(40, "<h", 0)), "unreadable"),
     "of two hundred dimensions": (nifti(at(40, "<h", 200)), "unreadable"),
     "with one row too many": (nifti(at(44, "<h", 8)), "unreadable"),
+    "with one row too few": (nifti(at(44, "<h", 6)), "unreadable"),
+    "with one slice too few": (nifti(at(46, "<h", 7)), "unreadable"),
     "of an unknown voxel type": (nifti(at(70, "<h", 999)), "unreadable"),
     "of colours": (nifti(at(70, "<2h", 128, 24)), "unreadable"),
     "whose voxels begin in the header": (nifti(at(108, "<f", 10.0)), "unreadable"),
