@@ -136,7 +136,7 @@ def said(place):
         "refused": ("compare", place / HOME / "broken", two[1], "--out", out / "refused", *QUICK),
         "refused file": ("compare", place / HOME / "broken.nii.gz", two[1], "--out", out / "no", *QUICK),
         "trajectory": ("trajectory", *two, visit(place, 2), "--out", out / "course", *QUICK),
-        "batch": ("batch", place / HOME, "--out", out / "night", "--json", "--log", out / "night.log", *index),
+        "batch": ("batch", place / HOME, "--out", out / "night", "--json", "--log", out / "log", *index),
         "verify": ("verify", out / "night"),
         "deidentify": ("deidentify", place / HOME, "--out", out / "export", "--json"),
         "index rebuild": ("index", "rebuild", *index, "--device", "cpu"),

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from medsiam.errors import GeometryRefused, InputRefused, ResourceExhausted, Unreadable
@@ -39,7 +40,9 @@ LARGE_BYTES, LARGE_INFLATION = 256 * 2**20, 300
 MOST_TRAILING_BYTES = 2**20
 
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-_READ_ERRORS = (EOFError, OSError, zlib.error, HeaderDataError, ValueError, KeyError, OverflowError)
+_READ_ERRORS = (
+    EOFError, OSError, zlib.error, HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

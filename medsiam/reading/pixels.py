@@ -92,6 +92,11 @@ def read_values(frames: Sequence[Frame], modality: str) -> tuple[NDArray[np.floa
         raise ResourceExhausted(
             f"no memory for an image of {shape} voxels; free some, or use a larger machine"
         ) from error
+    if overfull and len({_pixel(frame).bits_stored for frame in frames}) > 1:
+        raise Unreadable(
+            "the slices tell different BitsStored, and some values need more bits than are told; a header "
+            "is damaged, export the series again"
+        )
     return values, (_OVERFULL,) if overfull else ()
 
 

@@ -139,6 +139,7 @@ def pair_of_files(folder: Path) -> Path:
 
 NIFTI = {
     "cut in its header": (nifti(lambda data: data[:200]), "unreadable"),
+    "cut behind its magic": (nifti(lambda data: data[:347]), "unreadable"),
     "cut before its voxels": (nifti(lambda data: data[:352]), "unreadable"),
     "cut by one byte": (nifti(lambda data: data[:-1]), "unreadable"),
     "of no bytes": (nifti(lambda data: b""), "unreadable"),

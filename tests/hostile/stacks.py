@@ -183,6 +183,7 @@ CONTRADICTIONS = {
     "another echo time": (each(EchoTime=90.0), "geometry"),
     "another b-value": (each(DiffusionBValue=1000.0), "geometry"),
     "another phase": (each(TemporalPositionIdentifier=2), "geometry"),
+    "fewer stored bits": (each(BitsStored=4, HighBit=3), "unreadable"),
     "another slope": (each(RescaleSlope=9, RescaleIntercept=0), "unreadable"),
     "another intercept": (each(RescaleSlope=1, RescaleIntercept=-1024), "unreadable"),
     "another kind of object": (each(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "unreadable"),
