@@ -15,8 +15,9 @@ import numpy as np
 import pydicom.data
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from typer.testing import CliRunner
 
-from medsiam import load_encoder
+from medsiam import cli, load_encoder
 from medsiam.errors import MedsiamError, WeightsRefused
 from medsiam.reading import find_series, read_series
 from medsiam.report import html
@@ -142,6 +143,23 @@ def test_markup_of_a_header_stays_text_on_the_page(tmp_path):
         skeletons.append(([tag for tag, _ in page.elements], page.contents))
         assert text in page.text
     assert skeletons[0] == skeletons[1]
+
+
+def test_no_word_of_a_header_leads_out_of_the_output_folder(tmp_path):
+    """Every identifier is a way out; whatever the commands make of it lies where it was asked for."""
+    out = tmp_path / "room" / "deep" / "out"
+    way_out = "../../escaped"
+    names = ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "SeriesDescription")
+    for visit, day in enumerate(("20230101", "20240101")):
+        (tmp_path / "scans" / str(visit)).mkdir(parents=True)
+        told = dict.fromkeys(names, f"{way_out}/{visit}") | {"PatientID": way_out, "StudyDate": day}
+        headers.series(**told, AcquisitionDate=day)(tmp_path / "scans" / str(visit))
+    for command in ("deidentify", "batch"):
+        words = [command, str(tmp_path / "scans"), "--out", str(out / command)]
+        assert CliRunner().invoke(cli.app, words).exit_code in (0, 3)
+    assert (out / "batch" / "worklist.json").is_file()
+    outside = {path for path in tmp_path.rglob("*") if path.is_file() and out not in path.parents}
+    assert {path.parts[len(tmp_path.parts)] for path in outside} == {"scans"}
 
 
 INSTALLED = {
