@@ -1,4 +1,7 @@
-"""The same scans, weights, settings and device give the same bytes; only times differ."""
+"""The same scans, weights, settings and device give the same bytes; only times differ.
+
+The number of threads belongs to the device: sums are in another order with another one.
+"""
 
 from __future__ import annotations
 
