@@ -97,6 +97,7 @@ def parts_of(frames: Sequence[Frame]) -> tuple[Part, ...]:
             return _split(frames, refusal)
         raise
     _check_one_meaning(frames)
+    _check_rescaling(frames)
     return (Part(whole),)
 
 
@@ -135,7 +136,6 @@ def _check_alike(frames: Sequence[Frame]) -> None:
             f"({' and '.join(f'{r} x {c}' for r, c in sorted(sizes)[:3])}); "
             "give them as separate series"
         )
-    _check_rescaling(frames)
     if len({frame.header.pixel.lowest_bit for frame in frames if frame.header.pixel}) > 1:
         raise Unreadable(
             "the slices tell different places of their bits in a pixel cell (HighBit), so some values would "
@@ -206,6 +206,7 @@ def _clean_parts(frames: Sequence[Frame], names: tuple[str, ...]) -> tuple[Part,
         stacks = [stack_of(group) for group in groups.values()]
         for group in groups.values():
             _check_one_meaning(group)
+            _check_rescaling(group)
     except InputRefused:
         return ()
     if "stack" not in names and not _is_one_place(stacks):

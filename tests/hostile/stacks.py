@@ -256,6 +256,19 @@ CASES = {
         "series",
         "--prior-series",
     ),
+    "thirteen echoes, one rescaled otherwise": Case(
+        stack(
+            lambda slices: [
+                *later(slices, EchoTime=10.0, RescaleSlope=2, RescaleIntercept=0),
+                *(
+                    changed(ds, SOPInstanceUID=f"1.2.8.{n}.{k}", EchoTime=10.0 * n)
+                    for n in range(2, 14)
+                    for k, ds in enumerate(classic(GRID, slope=1, intercept=0))
+                ),
+            ]
+        ),
+        "series",
+    ),
     "two echoes": Case(
         stack(
             lambda slices: [changed(ds, EchoTime=10.0) for ds in slices] + later(classic(GRID), EchoTime=90.0)
