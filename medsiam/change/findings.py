@@ -21,7 +21,7 @@ from scipy import ndimage
 from medsiam.change.comparison import Finding, Kind
 from medsiam.change.difference import DifferenceMap
 from medsiam.change.noise_rate import NoiseRate
-from medsiam.change.volumes import volumes_ml
+from medsiam.change.volumes import measure_volumes
 from medsiam.pairing.intensity import robust_deviation
 from medsiam.pairing.sampling import smooth
 from medsiam.pairing.values import Pair
@@ -125,10 +125,14 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
         if contrast < settings.least_contrast or depth_mm[box][place][strongest] < settings.rim_mm:
             continue
         sign = signs[label - 1]
-        volumes = volumes_ml(label, sign, labels, pair, settings.reach_mm)
-        least_ml = max(settings.least_share * max(volumes), settings.least_mm3 / 1000.0)
-        if abs(volumes[1] - volumes[0]) >= least_ml:
-            out.append(Candidate(label, sign, float(strength[box][place].max()), *volumes))
+        volumes = measure_volumes(label, sign, labels, pair, settings.reach_mm)
+        before_ml, after_ml = volumes.structure
+        if (
+            volumes.share_of_place >= settings.least_share_of_place
+            and volumes.share >= settings.least_share
+            and abs(after_ml - before_ml) * 1000.0 >= settings.least_mm3
+        ):
+            out.append(Candidate(label, sign, float(strength[box][place].max()), before_ml, after_ml))
     return Candidates(labels, tuple(out))
 
 
