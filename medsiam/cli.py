@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsiam import __version__, cases_cli, commands_pacs
+from medsiam import __version__, batch_cli, cases_cli, commands_pacs
 from medsiam.console import (
     BUG,
     DONE,
@@ -32,6 +32,7 @@ from medsiam.console import (
     WeightsOption,
     answers_with_exit_code,
     check_device,
+    formats_of,
     tell_progress,
 )
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:  # torch
 
 __all__ = ["BUG", "DONE", "INTERRUPTED", "app", "main"]
 
-FORMATS = ("json", "html", "nifti", "dicom")
 # DICOM objects carry the patient's name, so they are written when asked for.
 USUAL_FORMATS = "json,html,nifti"
 FEWEST_SCANS = 3
@@ -132,7 +132,7 @@ def compare(
 
     Example: medsiam compare 2023-05/ 2024-05/ --out result/
     """
-    wanted = _formats(formats)
+    wanted = formats_of(formats)
     check_device(device)
     from medsiam.compare import compare_series  # torch, only now
     from medsiam.report.writer import write_comparison
@@ -204,7 +204,7 @@ def trajectory(
         raise typer.BadParameter(
             f"{len(scans)} given, {FEWEST_SCANS} or more are needed; compare takes two", param_hint="SCAN"
         )
-    wanted = _formats(formats)
+    wanted = formats_of(formats)
     check_device(device)
     from medsiam.report.trajectory_writer import trajectory_folder  # torch, only now
     from medsiam.trajectory import Rules, follow_series
@@ -320,6 +320,8 @@ def bench(
     typer.echo(json.dumps(scores.as_dict(), indent=2) if as_json else scores.table())
 
 
+for command in (batch_cli.batch, batch_cli.verify, batch_cli.doctor):
+    app.command()(answers_with_exit_code(command))
 app.command()(answers_with_exit_code(commands_pacs.send))
 app.command()(answers_with_exit_code(commands_pacs.deidentify))
 
@@ -330,15 +332,6 @@ def _similar_cases(
     from medsiam.similar import similar_cases  # only where an index was named
 
     return similar_cases(comparison.current, index, weights=weights, device=device)
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    """The formats of a comma list, json always among them."""
-    wanted = tuple(word.strip() for word in text.split(",") if word.strip())
-    unknown = [word for word in wanted if word not in FORMATS]
-    if unknown or not wanted:
-        raise typer.BadParameter(f"{text!r}: choose from {', '.join(FORMATS)}", param_hint="--formats")
-    return wanted if "json" in wanted else ("json", *wanted)
 
 
 def _evidence(scans: list[Path], wanted: tuple[str, ...]) -> Callable[..., Any] | None:

@@ -7,7 +7,6 @@ Whatever torch, monai and pydicom need is imported late: they take seconds to lo
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -20,13 +19,14 @@ from typing import Annotated, Any
 
 import typer
 
-from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
+from medsiam.errors import InputRefused, MedsiamError, as_medsiam_error
 
 # Threads that spin while they wait take the cores from each other wherever anything
 # else runs: registration was measured over five times slower. Read by OpenMP when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DONE, BUG, INTERRUPTED = 0, 1, 130
+FORMATS = ("json", "html", "nifti", "dicom")
 
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
@@ -57,7 +57,7 @@ def answers_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if type(error).__module__.startswith(("typer", "click")):
                 raise
-            raise typer.Exit(_tell(_as_medsiam_error(error), verbose, options)) from None
+            raise typer.Exit(_tell(as_medsiam_error(error), verbose, options)) from None
 
     return run
 
@@ -67,6 +67,15 @@ def check_device(device: str) -> None:
     if device in ("auto", "cpu", "cuda") or (kind == "cuda" and number.isdecimal()):
         return
     raise typer.BadParameter(f"{device!r}: choose auto, cpu or cuda[:N]", param_hint="--device")
+
+
+def formats_of(text: str) -> tuple[str, ...]:
+    """The formats of a comma list, json always among them."""
+    wanted = tuple(word.strip() for word in text.split(",") if word.strip())
+    unknown = [word for word in wanted if word not in FORMATS]
+    if unknown or not wanted:
+        raise typer.BadParameter(f"{text!r}: choose from {', '.join(FORMATS)}", param_hint="--formats")
+    return wanted if "json" in wanted else ("json", *wanted)
 
 
 def tell_progress() -> Callable[[str], None]:
@@ -141,29 +150,6 @@ def _leave_refusal(error: MedsiamError, options: dict[str, Any]) -> None:
     # Where the folder cannot be made, the line on standard error still tells.
     with contextlib.suppress(MedsiamError, OSError):
         write_refusal(options["out"], report)
-
-
-def _as_medsiam_error(error: Exception) -> Exception:
-    """Exhausted memory or disk by its own name; any other error as it is."""
-    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
-        return ResourceExhausted(
-            f"out of memory ({_one_line(str(error)) or 'no detail'}); free some, or use --device cpu"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"the disk is full ({error.filename or 'no detail'}); free some space")
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return ResourceExhausted("out of memory; free some")
-    return error
-
-
-def _is_torch_out_of_memory(error: Exception) -> bool:
-    # By name: importing torch to ask for its class would cost seconds.
-    if type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )
 
 
 def _one_line(text: str) -> str:

@@ -13,11 +13,16 @@
     │   ├── IndexRefused          an index of cases that is not there or does not fit
     │   │   ├── FilterRefused     a filter that cannot be read, or names no column
     │   │   └── IndexDamaged      files of an index that cannot be read
-    │   └── TrainingRefused       a manifest or scans that no network can be trained on
+    │   ├── TrainingRefused       a manifest or scans that no network can be trained on
+    │   └── ResultDamaged         files of a result that are not as they were written
     └── ResourceExhausted         exit 4: memory or disk
 
 A message has three parts: what is wrong, how much or where, and what to do.
 """
+
+import errno
+
+DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class MedsiamError(Exception):
@@ -103,8 +108,36 @@ class TrainingRefused(InputRefused):
     code = "training"
 
 
+class ResultDamaged(InputRefused):
+    """Files of a result are missing, changed, or were never sealed by a digest."""
+
+    code = "damaged"
+
+
 class ResourceExhausted(MedsiamError):
     """Memory or disk is used up."""
 
     exit_code = 4
     code = "resources"
+
+
+def as_medsiam_error(error: Exception) -> Exception:
+    """Exhausted memory or disk by its own name; any other error as it is."""
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+        detail = " ".join(str(error).split()) or "no detail"
+        return ResourceExhausted(f"out of memory ({detail}); free some, or use --device cpu")
+    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+        return ResourceExhausted(f"the disk is full ({error.filename or 'no detail'}); free some space")
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return ResourceExhausted("out of memory; free some")
+    return error
+
+
+def _is_torch_out_of_memory(error: Exception) -> bool:
+    # By name: importing torch to ask for its class would cost seconds.
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )

@@ -9,7 +9,7 @@ It says of several scans what compare says of two, by comparing them two by two.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -135,9 +135,13 @@ def follow(
     seed: int = 0,
     rules: Rules | None = None,
     keep: Keep = forget,
+    known: Mapping[PairKey, PairChange] | None = None,
     progress: Progress = silent,
 ) -> Trajectory:
     """The trajectory of volumes given in any order; nothing is read or written but the weights.
+
+    known  pairs, by their numbers in the order of time, that were compared before with the same
+           settings; the last pair is always compared
 
     Raises IdentityRefused, NotComparable and ResourceExhausted as a single comparison does.
     """
@@ -153,7 +157,9 @@ def follow(
     notes = {key: _identity(ordered, key, rules) for key in combinations(range(1, count + 1), 2)}
     _check_comparable(ordered, keys)
 
-    def compared(key: PairKey) -> tuple[PairChange, Provenance]:
+    def compared(key: PairKey) -> tuple[PairChange, Provenance | None]:
+        if known and key in known and key != keys[-1]:
+            return known[key], None
         prior, current = key
         comparison = compare(
             ordered.scans[prior - 1],
@@ -170,6 +176,7 @@ def follow(
         return pair_change(comparison, prior, current), comparison.provenance
 
     pairs, provenances = zip(*map(compared, keys), strict=True)
+    assert provenances[-1] is not None, "the last pair is never taken from before"
     made = _provenance(provenances[-1], time.perf_counter() - started)
     return _added_up(ordered, pairs, made, (*ordered.notes, *_told_once(notes)))
 

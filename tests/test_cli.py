@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import medsiam
-from medsiam import cli
+from medsiam import cli, console
 from medsiam.bench import registry
 from medsiam.bench.scores import Score, Scores
 from medsiam.errors import GeometryRefused, NotComparable, ResourceExhausted
@@ -186,7 +186,7 @@ def test_the_formats_of_the_command_are_those_that_the_writer_knows():
     """Told twice, since the writer takes seconds to import."""
     from medsiam.report.writer import FORMATS
 
-    assert (*FORMATS, "dicom") == cli.FORMATS
+    assert (*FORMATS, "dicom") == console.FORMATS
     assert cli.USUAL_FORMATS.split(",") == list(FORMATS)
 
 

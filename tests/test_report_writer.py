@@ -17,7 +17,8 @@ from medsiam.report.schema import violations
 from medsiam.report.writer import write_comparison, write_refusal
 from tests import comparison_maker as maker
 
-ALL = ["change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz", "report.html", "report.json"]
+NIFTI = ["change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz"]
+ALL = ["change.nii.gz", "digests.json", *NIFTI[1:], "report.html", "report.json"]
 REFUSAL = refusal_json("identity", "two patients; choose scans of one")
 
 
@@ -65,7 +66,11 @@ def test_two_runs_give_the_same_bytes(finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("formats", "expected"),
-    [(("json",), ["report.json"]), (("html",), ["report.html"]), (("nifti", "json"), [*ALL[:3], ALL[4]])],
+    [
+        (("json",), ["digests.json", "report.json"]),
+        (("html",), ["report.html"]),
+        (("nifti", "json"), sorted([*NIFTI, "digests.json", "report.json"])),
+    ],
 )
 def test_only_the_formats_asked_for_are_written(tmp_path, formats, expected):
     files = write_comparison(maker.comparison(), tmp_path, formats=formats)
@@ -80,7 +85,7 @@ def test_an_earlier_result_is_replaced_whole_and_foreign_files_stay(tmp_path):
 
     write_comparison(maker.stable(), tmp_path, formats=("json",))
 
-    assert names(tmp_path) == ["letter.txt", "report.json"]
+    assert names(tmp_path) == ["digests.json", "letter.txt", "report.json"]
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "stable"
 
 
@@ -121,9 +126,9 @@ def test_a_folder_named_dicom_is_removed_only_if_an_earlier_report_names_it(tmp_
     told = json.loads((tmp_path / "ours" / "report.json").read_text())["files"]
     write_comparison(maker.comparison(), tmp_path / "ours", formats=("json",))
 
-    assert told == {"json": "report.json", "seg": "dicom/seg.dcm"}
-    assert names(tmp_path / "ours") == ["report.json"]
-    assert names(tmp_path / "theirs") == ["dicom", "report.json"]
+    assert told == {"json": "report.json", "seg": "dicom/seg.dcm", "digests": "digests.json"}
+    assert names(tmp_path / "ours") == ["digests.json", "report.json"]
+    assert names(tmp_path / "theirs") == ["dicom", "digests.json", "report.json"]
 
 
 class PowerCut(Exception):

@@ -21,6 +21,7 @@ from medsiam.demo import PATIENT_NAME, Visit, write_visit
 from medsiam.errors import InputRefused, NotComparable
 from medsiam.evidence.series import SeriesIdentity, derived_uid, write_series
 from medsiam.phantom import Lesion, Scan, position
+from medsiam.report.digests import verify
 from medsiam.report.schema import load_schema, violations
 from medsiam.report.trajectory_html import render_trajectory, trajectory_policy
 from medsiam.report.trajectory_json import SCHEMA, trajectory_json
@@ -195,7 +196,8 @@ def test_nothing_is_seen_before_all_is_written_and_then_all_is(tmp_path):
         files = writer.finish(grown())
     report = json.loads((out / "trajectory.json").read_text())
     assert names(out) == sorted(files.values()) == sorted(report["files"].values())
-    assert report["pairs"][0]["files"] == {"json": "pairs/1-2/report.json", "html": "pairs/1-2/report.html"}
+    written = {"json": "report.json", "html": "report.html", "digests": "digests.json"}
+    assert report["pairs"][0]["files"] == {kind: f"pairs/1-2/{path}" for kind, path in written.items()}
     assert violations(report, SCHEMA) == ()
 
 
@@ -212,6 +214,7 @@ def test_each_pair_s_page_shows_the_trend_over_all_visits(tmp_path):
     assert "Trend over" not in lone and "<svg" not in lone
     assert "Trend over 3 visits" in page and page.count("<svg") == 2
     assert "This page compares scan 2 with scan 3" in page
+    assert verify(tmp_path / "pairs" / "2-3").others == 0
     assert (tmp_path / "pairs" / "2-3" / "../../trajectory.html").is_file()
     assert 'href="../../trajectory.html"' in page
 
@@ -248,8 +251,10 @@ def test_a_second_trajectory_replaces_the_first_whole(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     write(tmp_path, 4)
     write(tmp_path, 3)
-    pairs = [f"pairs/{name}/report.json" for name in ("1-2", "1-3", "2-3")]
-    assert names(tmp_path) == ["letter.txt", *pairs, "trajectory.json"]
+    pairs = [
+        f"pairs/{name}/{file}" for name in ("1-2", "1-3", "2-3") for file in ("digests.json", "report.json")
+    ]
+    assert names(tmp_path) == ["digests.json", "letter.txt", *pairs, "trajectory.json"]
 
 
 def test_a_folder_of_pairs_that_holds_something_else_is_never_removed(tmp_path):
@@ -326,6 +331,8 @@ def test_every_option_reaches_the_trajectory(tmp_path, follows):
     }  # fmt: skip
     assert json.loads(result.stdout) == json.loads((tmp_path / "trajectory.json").read_text())
     assert names(tmp_path) == [
+        "digests.json",
+        "pairs/1-2/digests.json",
         "pairs/1-2/report.html",
         "pairs/1-2/report.json",
         "trajectory.html",

@@ -11,8 +11,9 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -121,6 +122,34 @@ def find_sources(path: Path) -> tuple[Source, ...]:
     return (Source(path, size=path.stat().st_size),)
 
 
+def sources_by_folder(
+    folder: Path, *, leave_out: Path | None = None, refuse: Callable[[Path, InputRefused], None]
+) -> Iterator[tuple[Source, ...]]:
+    """The visible files of each folder below, and the members of each zip: one group after the other.
+
+    For trees of any size: nothing is held but the group in hand.
+    leave_out  a folder that is not entered
+    refuse     hears of a folder that may not be read, and of an archive that is unsafe
+    """
+
+    def unreadable(error: OSError) -> None:
+        place = Path(str(error.filename or folder))
+        refuse(place, Unreadable(f"a folder cannot be read ({error.strerror}); check its permissions"))
+
+    walked = _walk(folder, leave_out=leave_out, onerror=unreadable)
+    for _, files in groupby(walked, key=lambda found: found[0].parent):
+        plain = []
+        for path, size in files:
+            if path.suffix.lower() != ".zip" or not is_zip(path):
+                plain.append(Source(path, size=size))
+                continue
+            try:
+                yield members(path)
+            except InputRefused as error:
+                refuse(path, error)
+        yield tuple(plain)
+
+
 def is_zip(path: Path) -> bool:
     """Whether a file is a zip archive, by its first bytes."""
     return _first_bytes(path, 4) in (b"PK\x03\x04", b"PK\x05\x06")
@@ -146,11 +175,14 @@ def _in_folder(folder: Path) -> Iterator[Source]:
         yield from found
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, int]]:
+def _walk(
+    folder: Path, *, leave_out: Path | None = None, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, int]]:
     # Folders behind symbolic links are left out, since they may lead in a circle;
     # pipes and devices are left out, since reading them may never end.
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for root, folders, files in os.walk(folder, onerror=onerror):
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in visible if leave_out is None or Path(root, name) != leave_out]
         for name in sorted(files):
             if name.startswith("."):
                 continue

@@ -27,6 +27,8 @@ from medsiam.volume import Acquisition, Grid, Volume
 
 Found = tuple[Header, tuple[Frame, ...]]
 
+DAMAGED = "a damaged DICOM file"
+
 
 @dataclass(frozen=True, eq=False)
 class DicomContent:
@@ -268,7 +270,7 @@ def _damaged_entry(source: Source, error: Unreadable) -> SeriesEntry:
         spacing_kji_mm=(0.0, 0.0, 0.0),
         kind="dicom",
         role="not-an-image-volume",
-        reason="a damaged DICOM file",
+        reason=DAMAGED,
         refusal=error,
     )
 

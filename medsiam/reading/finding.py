@@ -31,17 +31,23 @@ def find_series(path: str | Path, *, key: bytes) -> tuple[SeriesEntry, ...]:
     """
     path = Path(path)
     sources = referenced_sources(path) if is_dicomdir(path) else find_sources(path)
-    nifti = [source for source in sources if _ends(source, NIFTI_ENDINGS)]
-    raster = [source for source in sources if _ends(source, RASTER_ENDINGS)]
-    named = set(nifti) | set(raster)
-    dicom, others = dicom_entries((source for source in sources if source not in named), key)
-    entries = (*dicom, *map(nifti_entry, nifti), *map(raster_entry, raster))
+    entries, others = entries_of(sources, key)
     if not entries:
         raise Unreadable(
             f"{path.name!r} holds no DICOM, NIfTI, PNG, TIFF or JPEG image ({others} other files); check "
             "the path"
         )
-    return tuple(sorted(entries, key=lambda entry: (entry.name, entry.paths)))
+    return entries
+
+
+def entries_of(sources: Sequence[Source], key: bytes) -> tuple[tuple[SeriesEntry, ...], int]:
+    """The series of these files, and how many of them hold no image at all."""
+    nifti = [source for source in sources if _ends(source, NIFTI_ENDINGS)]
+    raster = [source for source in sources if _ends(source, RASTER_ENDINGS)]
+    named = set(nifti) | set(raster)
+    dicom, others = dicom_entries((source for source in sources if source not in named), key)
+    entries = (*dicom, *map(nifti_entry, nifti), *map(raster_entry, raster))
+    return tuple(sorted(entries, key=lambda entry: (entry.name, entry.paths))), others
 
 
 def read_series(entry: SeriesEntry) -> Volume:

@@ -25,12 +25,16 @@ EVIDENCE = "dicom"
 TRAJECTORY = "trajectory.json"
 PAIRS = "pairs"
 COMPARISON = (REPORT, "report.html", "change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz", EVIDENCE)
-NAMES = (*COMPARISON, TRAJECTORY, "trajectory.html", PAIRS)
+DIGESTS = "digests.json"
+NAMES = (*COMPARISON, TRAJECTORY, "trajectory.html", PAIRS, DIGESTS)
 SEARCH = "search.json"
 # A result of its own: it may stand beside a comparison.
 SEARCH_FILES = (SEARCH, "search.html", "search.csv")
+# Of a batch. The report of a run that was refused as a whole goes when one is done.
+MANIFEST = "manifest.json"
+BATCH_FILES = ("worklist.json", "worklist.html", "worklist.csv", MANIFEST, REPORT)
 # What stands last, and goes first: where one of them stands, the result is whole.
-SEALS = (REPORT, TRAJECTORY, SEARCH)
+SEALS = (REPORT, TRAJECTORY, SEARCH, MANIFEST)
 
 EXHAUSTED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -40,7 +44,7 @@ REFUSED = frozenset(
      errno.ELOOP, errno.ENOENT, errno.EINVAL, errno.EXDEV, errno.ENOTEMPTY, errno.EBUSY}
 )  # fmt: skip
 
-CSV_SIGN = b"rank,case_id,patient_key,"
+CSV_SIGNS = (b"rank,case_id,patient_key,", b"urgency,case_id,patient_key,")
 HTML_SIGN = b'<meta name="generator" content="medsiam">'
 HTML_HEAD_BYTES = 4096
 NIFTI_HEADER_BYTES = 348
@@ -136,11 +140,11 @@ def _is_ours(path: Path) -> bool:
         return path.is_dir() and not path.is_symlink() and _holds_only_listed(path)
     if not path.is_file():
         return False
-    if path.name in SEALS:
+    if path.suffix == ".json":
         return str(_read_report(path).get("schema", "")).startswith(SCHEMA_SIGN)
     if path.suffix == ".csv":
         with path.open("rb") as file:
-            return file.read(len(CSV_SIGN)) == CSV_SIGN
+            return file.read(max(map(len, CSV_SIGNS))).startswith(CSV_SIGNS)
     if path.suffix == ".html":
         with path.open("rb") as file:
             return HTML_SIGN in file.read(HTML_HEAD_BYTES)

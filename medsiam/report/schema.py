@@ -1,4 +1,4 @@
-"""The JSON Schemas of report.json, trajectory.json and search.json, and whether a report keeps its own."""
+"""The JSON Schemas of all that is told in JSON, and whether a report keeps its own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from medsiam.report import search_json, trajectory_json
+from medsiam.report import search_json, trajectory_json, worklist_html
 from medsiam.report.comparison_json import SCHEMA
 
 FILE_OF_SCHEMA = {
     SCHEMA: "comparison-1.json",
     trajectory_json.SCHEMA: "trajectory-1.json",
     search_json.SCHEMA: "search-1.json",
+    worklist_html.SCHEMA: "worklist-1.json",
+    worklist_html.MANIFEST_SCHEMA: "manifest-1.json",
 }
 
 

@@ -105,7 +105,7 @@ def search_csv(outcome: SearchOutcome) -> str:
         row = [told[name] for name in CSV_COLUMNS]
         row += [told["followed"]["days"], told["followed"]["similarity"]]
         row += [each.case.labels.get(name) for name in labels]
-        writer.writerow([_cell(value) for value in row])
+        writer.writerow([safe_cell(value) for value in row])
     return buffer.getvalue()
 
 
@@ -142,7 +142,8 @@ def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
     return {value: round(share, 4) for value, share in shares.items()}
 
 
-def _cell(value: Any) -> Any:
+def safe_cell(value: Any) -> Any:
+    """A value that no spreadsheet takes for a formula."""
     if isinstance(value, str) and value.startswith(FORMULA_STARTS):
         return "'" + value
     return "" if value is None else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from typing import Any
 from medsiam.change.comparison import Comparison
 from medsiam.change.trajectory import PairKey, Trajectory
 from medsiam.report.comparison_json import to_text
-from medsiam.report.placing import PAIRS, TRAJECTORY, placed_whole
+from medsiam.report.digests import seal
+from medsiam.report.placing import DIGESTS, PAIRS, REPORT, TRAJECTORY, placed_whole
 from medsiam.report.trajectory_html import render_trajectory, with_trend
 from medsiam.report.trajectory_json import trajectory_json
-from medsiam.report.writer import FORMATS, WriteMore, write_comparison
+from medsiam.report.writer import FORMATS, HTML, WriteMore, write_comparison
 
 TRAJECTORY_HTML = "trajectory.html"
 
@@ -35,16 +37,27 @@ class TrajectoryWriter:
         written = write_comparison(comparison, self.stage / name, formats=self.formats, write_more=more)
         self.pair_files[key] = {kind: f"{name}/{path}" for kind, path in written.items()}
 
+    def carry(self, key: PairKey, folder: Path) -> None:
+        """Takes over the report of a pair that was compared before, from its folder, without its images."""
+        name = f"{PAIRS}/{key[0]}-{key[1]}"
+        taken = {kind: path for kind, path in (("json", REPORT), ("html", HTML)) if (folder / path).is_file()}
+        (self.stage / name).mkdir(parents=True)
+        for path in taken.values():
+            shutil.copyfile(folder / path, self.stage / name / path)
+        self.pair_files[key] = {kind: f"{name}/{path}" for kind, path in taken.items()}
+
     def finish(self, trajectory: Trajectory) -> dict[str, str]:
         """The written files, name -> path relative to the folder."""
         names = {"json": TRAJECTORY} | ({"html": TRAJECTORY_HTML} if "html" in self.formats else {})
         for (prior, current), files in self.pair_files.items():
             names |= {f"{prior}-{current} {kind}": path for kind, path in files.items()}
+        names["digests"] = DIGESTS
         told = trajectory_json(trajectory, files=names, pair_files=self.pair_files)
         if "html" in self.formats:
             (self.stage / TRAJECTORY_HTML).write_text(render_trajectory(told), encoding="utf-8", newline="\n")
             for pair, files in self.pair_files.items():
-                self._add_trend(self.stage / files["html"], told, pair)
+                if "html" in files:
+                    self._add_trend(self.stage / files["html"], told, pair)
         (self.stage / TRAJECTORY).write_text(to_text(told), encoding="utf-8", newline="\n")
         return names
 
@@ -52,6 +65,8 @@ class TrajectoryWriter:
         """Each pair's page was written before the others were known."""
         page = with_trend(path.read_text(encoding="utf-8"), told, pair, back=f"../../{TRAJECTORY_HTML}")
         path.write_text(page, encoding="utf-8", newline="\n")
+        if (path.parent / DIGESTS).is_file():
+            seal(path.parent)
 
 
 @contextmanager
@@ -69,3 +84,4 @@ def trajectory_folder(
     """
     with placed_whole(folder) as stage:
         yield TrajectoryWriter(stage, frozenset(formats) | {"json"}, write_more)
+        seal(stage)

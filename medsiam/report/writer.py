@@ -14,9 +14,10 @@ import numpy as np
 
 from medsiam.change.comparison import Comparison
 from medsiam.report.comparison_json import to_json, to_text
+from medsiam.report.digests import seal
 from medsiam.report.html import render
 from medsiam.report.nifti import write_nifti
-from medsiam.report.placing import REPORT, placed_whole
+from medsiam.report.placing import DIGESTS, REPORT, placed_whole
 
 HTML = "report.html"
 CHANGE = "change.nii.gz"
@@ -58,11 +59,14 @@ def write_comparison(
             write_arrays(comparison, stage)
         if write_more is not None:
             names |= write_more(stage)
+        if "json" in formats:
+            names["digests"] = DIGESTS
         report = to_json(comparison, files=names, similar_cases=similar_cases)
         if "html" in formats:
             (stage / HTML).write_text(render(comparison, report), encoding="utf-8", newline="\n")
         if "json" in formats:
             (stage / REPORT).write_text(to_text(report), encoding="utf-8", newline="\n")
+            seal(stage)
     return names
 
 

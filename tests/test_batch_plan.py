@@ -1,0 +1,149 @@
+"""Which scans of an archive are compared: visits, priors, and everything that cannot be one."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from medsiam.batch.listing import Found, Listing
+from medsiam.batch.plan import planned
+from medsiam.batch.values import BatchSettings, Scan
+from medsiam.volume import Acquisition
+
+NOW = datetime(2030, 1, 1)
+DAY = datetime(2024, 1, 10, 9, 30)
+
+
+def found(visit, *, series=1, days=0.0, **changes):
+    """A FLAIR of one patient, a visit a year, unless told otherwise."""
+    told = {
+        "modality": "MR", "body_part": "HEAD", "description": "FLAIR axial", "patient_key": "ab" * 10,
+        "birth_key": "cd" * 10, "study_uid": f"1.2.{visit}", "series_uid": f"1.2.{visit}.{series}",
+        "acquired": DAY + timedelta(days=365 * visit + days),
+    } | changes  # fmt: skip
+    at = told["acquired"]
+    acquisition = Acquisition(**told)
+    scan = Scan(
+        acquisition.series_uid, ((f"{visit}-{series}.dcm", ""),), f"{visit}-{series}", acquisition.study_uid,
+        acquisition.series_uid, acquisition.modality, acquisition.body_part, at.isoformat() if at else None,
+    )  # fmt: skip
+    return Found(scan, acquisition, (40, 200, 200), (3.0, 1.0, 1.0), acquisition.birth_key, "name", at)
+
+
+def plan(*series, **settings):
+    return planned(Listing(found=list(series)), BatchSettings(**settings), NOW)
+
+
+def pairs(made):
+    """The visits of each comparison."""
+    return sorted(
+        tuple(int(scan.study_uid.split(".")[2]) for scan in case.scans) for case in made.comparisons
+    )
+
+
+def test_each_visit_is_compared_with_the_one_before_and_three_make_a_trajectory():
+    made = plan(found(2), found(0), found(1))
+    assert pairs(made) == [(0, 1), (1, 2)]
+    (course,) = made.trajectories
+    assert course.steps == tuple(case.case_id for case in made.comparisons)
+    assert made.inputs == ()
+
+
+def test_one_visit_is_nothing_to_compare_and_no_refusal():
+    """Most patients of an archive came once."""
+    assert plan(found(0)).cases == () == plan(found(0)).inputs
+
+
+def test_a_visit_that_shows_something_else_does_not_break_the_line():
+    """The prior of a head is the last head, whatever was scanned in between."""
+    made = plan(found(0), found(1, body_part="KNEE", description="PD sagittal"), found(2))
+    assert pairs(made) == [(0, 2)]
+
+
+def test_the_series_most_alike_are_taken_and_with_all_series_each_that_has_a_counterpart():
+    """The same choice at each visit, or a trajectory would jump between contrasts."""
+    visits = [
+        (found(n, description="FLAIR axial"), found(n, series=2, description="T1 sagittal")) for n in range(3)
+    ]
+    series = [each for visit in visits for each in visit]
+    made = plan(*series)
+    assert len(made.comparisons) == 2 and len({s.name[-1] for c in made.comparisons for s in c.scans}) == 1
+    assert len(plan(*series, all_series=True).comparisons) == 4
+    assert len(plan(*series, all_series=True).trajectories) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"acquired": None}, "date", "tells no date"),
+        ({"acquired": datetime(2099, 1, 1)}, "clock", "2099-01-01, which cannot be"),
+        ({"acquired": datetime(1970, 1, 1)}, "clock", "1970-01-01, which cannot be"),
+        ({"patient_key": None}, "identity", "no patient number"),
+    ],
+)
+def test_what_cannot_be_put_in_order_or_belongs_to_nobody_is_refused_and_the_rest_is_done(
+    changes, code, words
+):
+    made = plan(found(0), found(1, **changes), found(2))
+    assert pairs(made) == [(0, 2)]
+    (row,) = made.inputs
+    assert (row.state, row.code) == ("refused", code) and words in row.reason
+
+
+def test_two_clocks_that_disagree_on_the_order_are_refused():
+    """The scanner says before, the information system says after."""
+    late = replace(found(1), study_at=DAY - timedelta(days=30))
+    made = plan(found(0), late)
+    assert made.cases == () and "opposite orders" in made.inputs[0].reason
+
+
+def test_two_visits_on_one_day_without_a_time_are_refused():
+    midnight = DAY.replace(hour=0, minute=0)
+    made = plan(found(0, acquired=midnight), found(1, acquired=midnight))
+    assert made.cases == () and "do not tell which is the earlier" in made.inputs[0].reason
+
+
+def test_two_people_under_one_number_are_compared_apart_and_told():
+    """Each one's scans are their own; across they must never meet."""
+    other = {"birth_key": "ef" * 10}
+    made = plan(found(0), found(1, **other), found(2), found(3, **other))
+    assert pairs(made) == [(0, 2), (1, 3)]
+    (row,) = made.inputs
+    assert row.code == "identity" and "2 people share one patient number" in row.reason
+
+
+def test_a_missing_birth_date_is_no_second_person():
+    made = plan(found(0), found(1, birth_key=None))
+    assert pairs(made) == [(0, 1)] and made.inputs == ()
+
+
+def test_two_names_without_birth_dates_are_two_people():
+    nameless = [replace(found(n, birth_key=None), name_token=f"name {n % 2}") for n in range(4)]
+    assert pairs(plan(*nameless)) == [(0, 2), (1, 3)]
+
+
+def test_one_visit_under_two_studies_is_taken_once_and_told():
+    """Sent twice with new UIDs, it would be compared with itself and called stable."""
+    twin = found(5, acquired=found(1).acquisition.acquired)
+    made = plan(found(0), found(1), twin)
+    assert pairs(made) == [(0, 1)]
+    assert made.aside == (
+        ("1.2.5", "acquired at the very moment of another study: one visit is there twice"),
+    )
+
+
+def test_a_follow_up_on_the_same_day_is_a_visit_of_its_own():
+    """Before and after surgery."""
+    assert pairs(plan(found(0), found(1, days=-365 + 0.2))) == [(0, 1)]
+
+
+def test_no_series_like_enough_is_a_refusal_with_the_likeness():
+    made = plan(found(0, description="T1 sagittal"), found(1, description="FLAIR axial"))
+    (row,) = made.inputs
+    assert made.cases == () and row.code == "not-comparable" and "not like enough" in row.reason
+
+
+def test_a_case_keeps_its_name_whatever_else_the_archive_holds():
+    """Its folder and its ledger record are found again in the next night."""
+    few, many = plan(found(0), found(1)), plan(found(0), found(1), found(2), found(3, patient_key="0" * 20))
+    assert few.comparisons[0].case_id in {case.case_id for case in many.comparisons}
