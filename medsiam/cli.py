@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsiam import __version__, batch_cli, cases_cli, commands_pacs
+from medsiam import __version__, batch_cli, cases_cli, commands_pacs, serving_cli
 from medsiam.console import (
     BUG,
     DONE,
@@ -324,6 +324,7 @@ for command in (batch_cli.batch, batch_cli.verify, batch_cli.doctor):
     app.command()(answers_with_exit_code(command))
 app.command()(answers_with_exit_code(commands_pacs.send))
 app.command()(answers_with_exit_code(commands_pacs.deidentify))
+app.command()(serving_cli.serve)
 
 
 def _similar_cases(

@@ -10,6 +10,7 @@
     │   ├── WeightsRefused        weights of another shape, origin or digest
     │   ├── ConfigRefused         an unknown key or a value out of range
     │   ├── ArchiveRefused        an archive that is down, says no, or answers nonsense
+    │   ├── ServingRefused        a queue, its settings or a request to it that cannot be taken
     │   ├── IndexRefused          an index of cases that is not there or does not fit
     │   │   ├── FilterRefused     a filter that cannot be read, or names no column
     │   │   └── IndexDamaged      files of an index that cannot be read
@@ -82,6 +83,12 @@ class ArchiveRefused(InputRefused):
     """An archive cannot be reached, does not let us in, or does not do what was asked."""
 
     code = "archive"
+
+
+class ServingRefused(InputRefused):
+    """The queue of `medsiam serve`, its settings or a request to it cannot be taken."""
+
+    code = "serving"
 
 
 class IndexRefused(InputRefused):

@@ -14,6 +14,7 @@ import pytest
 
 USER, PASSWORD = "reader", "a-password-of-the-test"
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+PYTHON = DICOMWEB.with_name("libOrthancPython.so")
 
 
 def free_port():
@@ -23,12 +24,16 @@ def free_port():
 
 
 @contextmanager
-def orthanc(folder, move_port=11199):
-    """Yields (http port, dicom port); skips where Orthanc or its DICOMweb plugin is missing."""
+def orthanc(folder, move_port=11199, ports=None, more=None):
+    """Yields (http port, dicom port); skips where Orthanc or its DICOMweb plugin is missing.
+
+    ports  those of an earlier one in the same folder, which so starts again
+    more   further settings
+    """
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if program is None or not DICOMWEB.exists():
         pytest.skip("Orthanc is not installed (Debian: orthanc, orthanc-dicomweb)")
-    http, dicom = free_port(), free_port()
+    http, dicom = ports or (free_port(), free_port())
     settings = {
         "StorageDirectory": str(folder / "store"), "IndexDirectory": str(folder / "store"),
         "HttpPort": http, "DicomPort": dicom, "DicomAet": "ORTHANC", "RemoteAccessAllowed": False,
@@ -36,10 +41,10 @@ def orthanc(folder, move_port=11199):
         "DicomCheckCalledAet": True, "DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True,
         "DicomAlwaysAllowMove": True, "Plugins": [str(DICOMWEB)],
         "DicomModalities": {"medsiam": ["MEDSIAM", "127.0.0.1", move_port]},
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}, **(more or {}),
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "orthanc.log").open("wb") as log:
+    with (folder / "orthanc.log").open("ab") as log:
         process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
     try:
         _wait(process, http, folder / "orthanc.log")

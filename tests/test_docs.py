@@ -83,7 +83,19 @@ def test_python_in_the_documentation_uses_public_names_only(text):
 
 @pytest.mark.parametrize(
     "name",
-    ["compare", "trajectory", "batch", "verify", "doctor", "search", "demo", "bench", "send", "deidentify"],
+    [
+        "compare",
+        "trajectory",
+        "batch",
+        "verify",
+        "doctor",
+        "search",
+        "demo",
+        "bench",
+        "send",
+        "serve",
+        "deidentify",
+    ],
 )
 def test_the_example_in_a_help_text_is_a_valid_call(name):
     """Each word that begins with a dash is an option of that very command."""

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -172,6 +173,38 @@ def test_a_wrong_name_of_the_archive_is_told(archive):
         Dimse(f"dimse://WRONG@127.0.0.1:{archive[1]}", QUICK).echo()
 
 
+def certificate(folder, name):
+    """(key, certificate) of this machine, signed by itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    names = [str(folder / f"{name}-{part}.pem") for part in ("key", "cert")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", names[0]]
+    command += ["-out", names[1], "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    return names
+
+
+def test_dimse_by_tls_speaks_with_whom_it_trusts_alone(tmp_path):
+    """Orthanc asks for our certificate too; a stranger's is refused by either side."""
+    (their_key, theirs), (our_key, ours) = (certificate(tmp_path, name) for name in ("archive", "us"))
+    more = {
+        "DicomTlsEnabled": True, "DicomTlsCertificate": theirs, "DicomTlsPrivateKey": their_key,
+        "DicomTlsTrustedCertificates": ours, "DicomAlwaysAllowEcho": True,
+    }  # fmt: skip
+    known = ArchiveSettings(timeout_s=5.0, ca_file=theirs, cert_file=ours, key_file=our_key)
+    with orthanc(tmp_path, more=more) as (_, dicom):
+        address = f"dimse-tls://ORTHANC@127.0.0.1:{dicom}"
+        Dimse(address, known).echo()
+        assert Dimse(address, known).find_studies(patient_id="nobody") == ()
+        for stranger in (QUICK, replace(known, ca_file=ours), replace(known, cert_file=None)):
+            with pytest.raises(ArchiveRefused):
+                Dimse(address, stranger).echo()
+    with pytest.raises(ArchiveRefused, match="unencrypted"):
+        Dimse(address, replace(known, retrieve="move"))
+    with pytest.raises(ArchiveRefused, match="PEM"):
+        Dimse(address, replace(known, ca_file=tmp_path / "nothing.pem"))
+
+
 def test_dcmtk_can_send_to_the_small_provider(tmp_path):
     """What C-MOVE needs, tried with another sender; an object sent twice is one file."""
     program = shutil.which("storescu")
@@ -260,12 +293,7 @@ def test_a_token_file_is_read_at_use(tmp_path, monkeypatch):
 def test_only_a_certificate_that_is_trusted_is_spoken_to(tmp_path, monkeypatch):
     """A stranger's certificate is refused before the token is sent; with its authority named it passes."""
     monkeypatch.setenv("MEDSIAM_PACS_TOKEN", "secret-token")
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    names = [str(tmp_path / name) for name in ("key.pem", "cert.pem")]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", names[0]]
-    command += ["-out", names[1], "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(command, check=True, capture_output=True)
+    names = certificate(tmp_path, "localhost")
     with playing(EMPTY) as (server, url):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(names[1], names[0])
@@ -274,7 +302,7 @@ def test_only_a_certificate_that_is_trusted_is_spoken_to(tmp_path, monkeypatch):
         with pytest.raises(ArchiveRefused, match=r"cannot be trusted .*archive\.ca_file"):
             Dicomweb(secure, QUICK).find_studies(study_uid="1.2")
         assert server.asked == []
-        trusting = ArchiveSettings(timeout_s=5.0, retries=0, ca_file=tmp_path / "cert.pem")
+        trusting = ArchiveSettings(timeout_s=5.0, retries=0, ca_file=Path(names[1]))
         assert Dicomweb(secure, trusting).find_studies(study_uid="1.2") == ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,9 @@ from medsiam.errors import ArchiveRefused
 from medsiam.pacs.settings import ArchiveSettings
 from medsiam.pacs.values import SERIES_KEYS, STUDY_KEYS, SeriesFound, Stored, StudyFound, series_of, study_of
 
-ADDRESS = re.compile(r"dimse://(?P<aet>[!-?A-~]{1,16})@(?P<host>[A-Za-z0-9._:\[\]-]+):(?P<port>\d{1,5})/?")
+ADDRESS = re.compile(
+    r"dimse(?P<tls>-tls)?://(?P<aet>[!-?A-~]{1,16})@(?P<host>[A-Za-z0-9._:\[\]-]+):(?P<port>\d{1,5})/?"
+)
 
 SUCCESS, PENDING = 0x0000, (0xFF00, 0xFF01)
 # Warnings of C-STORE: the object was taken.
@@ -62,9 +65,9 @@ SYNTAXES: list[Any] = [
 
 
 class Dimse:
-    """The archive at an address such as dimse://ORTHANC@10.0.0.5:4242.
+    """The archive at an address such as dimse://ORTHANC@10.0.0.5:4242, or dimse-tls:// with encryption.
 
-    Raises ArchiveRefused for an address that is not of this form.
+    Raises ArchiveRefused for an address that is not of this form, or certificates that cannot be read.
     """
 
     def __init__(self, url: str, settings: ArchiveSettings) -> None:
@@ -73,6 +76,11 @@ class Dimse:
             raise ArchiveRefused(f"{url[:80]!r} is no DIMSE address; write dimse://AETITLE@host:port")
         self._aet, self._host, self._port = match["aet"], match["host"].strip("[]"), int(match["port"])
         self._settings = settings
+        self._tls = (_trusting(settings), self._host) if match["tls"] else None
+        if self._tls and settings.retrieve == "move":
+            raise ArchiveRefused(
+                "with dimse-tls, C-MOVE would bring the series back unencrypted; set archive.retrieve to get"
+            )
 
     def echo(self) -> None:
         """Returns where the archive answers to its name. Raises ArchiveRefused."""
@@ -158,7 +166,9 @@ class Dimse:
         entity.connection_timeout = self._settings.timeout_s
         for kind, syntaxes in contexts:
             entity.add_requested_context(kind, syntaxes)
-        association = entity.associate(self._host, self._port, ae_title=self._aet, **options)
+        association = entity.associate(
+            self._host, self._port, ae_title=self._aet, tls_args=self._tls, **options
+        )
         if not association.is_established:
             raise ArchiveRefused(self._why_not(association))
         try:
@@ -178,7 +188,8 @@ class Dimse:
             )
         if association.is_aborted and association.acceptor.primitive is not None:
             return f"{where} accepts no service that was asked for, or ended the talk; look into its log"
-        return f"{where} cannot be reached; is the archive running, and the port right?"
+        trust = ", and its certificate one of archive.ca_file" if self._tls else ""
+        return f"{where} cannot be reached; is the archive running, and the port right{trust}?"
 
     def _check(self, status: Any, what: str, also: tuple[int, ...] = ()) -> None:
         """Raises ArchiveRefused unless a status tells success."""
@@ -238,6 +249,19 @@ def keeper(folder: Path) -> Callable[[Any], int]:
         return SUCCESS
 
     return keep
+
+
+def _trusting(settings: ArchiveSettings) -> ssl.SSLContext:
+    """What encrypts, checks the archive's certificate, and shows ours where there is one."""
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ArchiveRefused(
+            "archive.ca_file, cert_file or key_file holds nothing that can be read; write PEM files"
+        ) from error
+    return context
 
 
 def _query(level: str, wanted: Sequence[str], **keys: str) -> Dataset:

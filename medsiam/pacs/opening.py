@@ -17,7 +17,7 @@ def open_archive(url: str, settings: ArchiveSettings | None = None) -> Archive:
     settings = settings or ArchiveSettings()
     if url.startswith(("https://", "http://")):
         return Dicomweb(url, settings)
-    if url.startswith("dimse://"):
+    if url.startswith(("dimse://", "dimse-tls://")):
         return Dimse(url, settings)
     raise ArchiveRefused(
         f"{url[:80]!r} is no address of an archive; write https://host/dicom-web or dimse://AETITLE@host:port"

@@ -14,6 +14,7 @@ class ArchiveSettings:
     token_file      holds the bearer token; otherwise MEDSIAM_PACS_TOKEN, or
                     MEDSIAM_PACS_USER and MEDSIAM_PACS_PASSWORD
     ca_file         certificates that the archive's own is checked by; otherwise the system's
+    cert_file, key_file   what dimse-tls shows of ourselves, for archives that ask
     allow_plain     whether secrets and scans may travel unencrypted to another machine by http
     retrieve        how DIMSE brings a series: "get", or "move" to move_port of this machine
     """
@@ -22,6 +23,8 @@ class ArchiveSettings:
     retries: int = field(default=2, metadata={"range": (0, 10)})
     token_file: Path | None = None
     ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
     allow_plain: bool = False
     calling_aet: str = "MEDSIAM"
     retrieve: Literal["get", "move"] = "get"

@@ -1,0 +1,1 @@
+"""Small guests in other systems; none of them imports this package."""
