@@ -12,7 +12,7 @@ from medsiam.pairing.motion import half_of
 from medsiam.pairing.region import Region, find_region
 from medsiam.pairing.registration import RegistrationSettings, Scan, register
 from medsiam.pairing.sampling import coverage, covering, cropped, isotropic, sample
-from medsiam.pairing.slicing import slicings_of, with_like_slices
+from medsiam.pairing.slicing import slice_gap, slicings_of
 from medsiam.pairing.values import Comparability, Pair, Registration
 from medsiam.volume import Grid, Matrix, Volume
 
@@ -93,9 +93,10 @@ def bring_together(
     if tissue.any():
         signed = prior.acquisition.modality == "CT"
         fields = list(equalise(fields[0], fields[1], tissue, spacing_mm, settings, signed=signed))
+    gap = None
     if not grid.is_flat:
-        slicings = slicings_of((prior, current), motions, grid)
-        fields = list(with_like_slices(fields[0], fields[1], slicings))
+        gap = slice_gap(fields[0], fields[1], slicings_of((prior, current), motions, grid))
+        fields = [fields[0] + 0.5 * gap, fields[1] - 0.5 * gap]
     kinds = [
         sample(torch.tensor(r.tissue, device=device), v.grid, grid, m)
         for v, r, m in zip((prior, current), regions, motions, strict=True)
@@ -114,6 +115,7 @@ def bring_together(
         tissue_kinds=torch.stack(kinds).mean(dim=0).cpu().numpy() if len(kinds) == 2 else None,
         prior_from_half=motions[0],
         current_from_half=motions[1],
+        slice_gap=None if gap is None else gap.cpu().numpy(),
         notes=tuple(dict.fromkeys(region.note for region in regions)),
     )
 

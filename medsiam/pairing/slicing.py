@@ -71,19 +71,24 @@ def slicings_of(
     return Slicing.of(volumes[0], motions[0], half), Slicing.of(volumes[1], motions[1], half)
 
 
-def with_like_slices(prior: Field, current: Field, slicings: tuple[Slicing, Slicing]) -> tuple[Field, Field]:
-    """Both fields, each as the mean of both slicings shows what they have in common.
+def slice_gap(prior: Field, current: Field, slicings: tuple[Slicing, Slicing]) -> Field:
+    """What the slicings alone make of the difference current - prior, (K, J, I).
 
     prior, current  (K, J, I) on the halfway grid, intensities equal; the result is linear in
-                    both, and exchanging them exchanges the results
+                    both, and exchanging scans and slicings turns its sign
     """
     first, second = slicings
     anatomy = 0.5 * (prior + current)
     for step in STEPS:
         left = (prior - first.shows(anatomy)) + (current - second.shows(anatomy))
         anatomy = anatomy + (0.5 * step) * left
-    apart = 0.5 * (second.shows(anatomy) - first.shows(anatomy))
-    return prior + apart, current - apart
+    return second.shows(anatomy) - first.shows(anatomy)
+
+
+def with_like_slices(prior: Field, current: Field, slicings: tuple[Slicing, Slicing]) -> tuple[Field, Field]:
+    """Both fields less half of the gap, as slices midway between both scans' would show them."""
+    gap = slice_gap(prior, current, slicings)
+    return prior + 0.5 * gap, current - 0.5 * gap
 
 
 def _slices_over(grid: Grid, scan_from_half: Matrix, half: Grid) -> tuple[Grid, int]:
