@@ -188,6 +188,31 @@ def test_table_and_pictures_tell_kinds_by_sign_and_word_too():
     assert "solid orange" in CLEAN.text and "dashed blue" in CLEAN.text
 
 
+def test_similar_cases_stand_in_the_page_whatever_else_is_told():
+    """Before the provenance, also where a comparison has no note to show."""
+    case = {
+        "rank": 1, "case_id": "c" * 64, "similarity": 0.9, "modality": "MR", "acquired": None,
+        "labels": {"outcome": "stable"}, "outcome": None,
+    }  # fmt: skip
+    comparison = replace(maker.stable(), notes=())
+    report = to_json(comparison, files={}) | {"similar_cases": [case], "embedding_note": None}
+
+    text = Parsed(html.render(comparison, report)).text
+
+    assert text.index("Cases that look like the current scan") < text.index("Provenance")
+
+
+def test_the_page_tells_things_in_the_order_in_which_they_are_asked():
+    """First what changed, then where, then how sure, then how it was made."""
+    order = ["One new and one resolved place.", "Viewer", "Findings", "what could not have been seen"]
+    order += ["Comparability", "Registration", "Provenance"]
+
+    places = [CLEAN.text.rindex(title) for title in order[:1]] + [CLEAN.text.index(t) for t in order[1:2]]
+    headings = [place for title in order[2:] for place in [CLEAN.text.index(title, places[-1])]]
+
+    assert places + headings == sorted(places + headings)
+
+
 def test_many_findings_are_all_listed_but_not_all_pictured():
     """The file stays small enough for a PACS' web view."""
     many = tuple(maker.finding(label) for label in range(1, 61))

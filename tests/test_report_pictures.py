@@ -12,7 +12,6 @@ from PIL import Image
 
 from medsiam.report import drawing, pictures
 from medsiam.report.display import GreyWindow, letters, place_text, view_of, view_of_grid, window_of
-from medsiam.report.viewer import BUDGET_BYTES, MOST_SLICES, viewer_json
 from medsiam.volume import Acquisition, Volume
 from tests import comparison_maker as maker
 
@@ -210,32 +209,6 @@ def test_a_finding_whose_centre_lies_beside_it_is_shown_where_it_is():
     scene = pictures.scene_of(replace(made, labels=labels))
 
     assert scene.place(made.findings[0])[2] == 18
-
-
-def test_the_viewer_s_slices_stay_within_their_budget():
-    """Noise is the worst case for a JPEG; the pictures shrink until they fit."""
-    grid = maker.grid_of((H, P, L), (1.0, 1.0, 1.0), (120, 130, 120))
-    noise = np.random.default_rng(3).normal(500, 200, grid.shape).astype(np.float32)
-    made = maker.comparison(grid)
-    scene = pictures.scene_of(
-        replace(made, current=replace(made.current, array=noise), prior_on_current=noise)
-    )
-
-    told = viewer_json(scene)
-
-    weight = sum(len(url) for name in ("prior", "current", "change") for url in told[name]) * 3 / 4
-    assert weight <= BUDGET_BYTES
-    assert MOST_SLICES / 2 <= len(told["slices"]) == len(told["prior"]) == len(told["change"])
-    assert len(told["slices"]) <= MOST_SLICES + len(made.findings)
-
-
-def test_the_viewer_keeps_every_finding_s_own_slice():
-    made = maker.comparison()
-    told = viewer_json(pictures.scene_of(made))
-
-    numbers = [told["slices"][finding["slice"]]["number"] for finding in told["findings"]]
-
-    assert numbers == [13, 11]
 
 
 def test_two_runs_give_the_same_pictures():

@@ -200,6 +200,23 @@ def test_nothing_is_seen_before_all_is_written_and_then_all_is(tmp_path):
     assert violations(report, SCHEMA) == ()
 
 
+def test_each_pair_s_page_shows_the_trend_over_all_visits(tmp_path):
+    """A reader of one pair sees where it stands, and finds the way back; a lone pair has no trend."""
+    with trajectory_folder(tmp_path, formats=("html",)) as writer:
+        for key, comparison in comparisons().items():
+            writer.keep(key, comparison)
+        lone = (writer.stage / "pairs" / "1-2" / "report.html").read_text("utf-8")
+        writer.finish(grown())
+
+    page = (tmp_path / "pairs" / "2-3" / "report.html").read_text("utf-8")
+
+    assert "Trend over" not in lone and "<svg" not in lone
+    assert "Trend over 3 visits" in page and page.count("<svg") == 2
+    assert "This page compares scan 2 with scan 3" in page
+    assert (tmp_path / "pairs" / "2-3" / "../../trajectory.html").is_file()
+    assert 'href="../../trajectory.html"' in page
+
+
 def test_each_pair_takes_further_files_and_all_are_listed(tmp_path):
     """The DICOM evidence of each pair; what is listed is there, so that a repeat may replace it."""
 

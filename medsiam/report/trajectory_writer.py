@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medsiam.change.comparison import Comparison
 from medsiam.change.trajectory import PairKey, Trajectory
 from medsiam.report.comparison_json import to_text
 from medsiam.report.digests import seal
 from medsiam.report.placing import DIGESTS, PAIRS, REPORT, TRAJECTORY, placed_whole
-from medsiam.report.trajectory_html import render_trajectory
+from medsiam.report.trajectory_html import render_trajectory, with_trend
 from medsiam.report.trajectory_json import trajectory_json
 from medsiam.report.writer import FORMATS, HTML, WriteMore, write_comparison
 
@@ -54,8 +55,18 @@ class TrajectoryWriter:
         told = trajectory_json(trajectory, files=names, pair_files=self.pair_files)
         if "html" in self.formats:
             (self.stage / TRAJECTORY_HTML).write_text(render_trajectory(told), encoding="utf-8", newline="\n")
+            for pair, files in self.pair_files.items():
+                if "html" in files:
+                    self._add_trend(self.stage / files["html"], told, pair)
         (self.stage / TRAJECTORY).write_text(to_text(told), encoding="utf-8", newline="\n")
         return names
+
+    def _add_trend(self, path: Path, told: Mapping[str, Any], pair: PairKey) -> None:
+        """Each pair's page was written before the others were known."""
+        page = with_trend(path.read_text(encoding="utf-8"), told, pair, back=f"../../{TRAJECTORY_HTML}")
+        path.write_text(page, encoding="utf-8", newline="\n")
+        if (path.parent / DIGESTS).exists():
+            seal(path.parent)
 
 
 @contextmanager

@@ -1,138 +1,282 @@
-"""The slices that the report's viewer scrolls through, as plain JSON values.
+"""What the report's viewer shows: prior, current and change as small NIfTI volumes on one grid.
 
-Prior and current travel as grey JPEGs over a range wider than the window they
-are first shown in, so that a reader can open the window; change travels as a
-translucent PNG of twice the size, only for slices that have any.
+    scene -> crop to the patient -> resample until the budget holds -> turn to RAS -> int16 / int8
+
+Prior and current carry the same scale, so that one window means the same in both;
+where their grey levels had to be matched, the prior is told in the current's.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
+from dataclasses import dataclass
 from typing import Any
 
+import nibabel as nib
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from medsiam.report import drawing
-from medsiam.report.display import GreyWindow, place_text
+from medsiam.report.display import GreyWindow
+from medsiam.report.nifti import MILLIMETRES, RAS_FROM_LPS, SCANNER_SPACE
 from medsiam.report.pictures import Scene
+from medsiam.volume import Matrix
 
-# Together about 4 MB once in base64: the whole report stays below 8 MB.
+Array = NDArray[Any]
+Shape = tuple[int, int, int]
+
+# 4 MB once in base64; more shows no more on a screen.
 BUDGET_BYTES = 3_000_000
-MOST_SLICES = 96
-MOST_PIXELS = 4_500_000
-LONGEST_SIDE_PX = 1024
-SMALLEST_SCALE = 0.1
-QUALITY = 84
-OVERLAY_SCALE = 2
-# The stored range reaches this share of the window beyond its white end.
-HEADROOM = 0.6
+MOST_VOXELS = 3_000_000
+# Every WebGL2 that is met in practice takes 3D textures of this side.
+LONGEST_SIDE = 1024
+COARSER = 1.03
+# Steps of the stored values within the first window, finer than any scan's noise; beyond it they
+# go on as far as int16 reaches.
+STEPS_IN_WINDOW = 160
+GZIP_LEVEL = 6
+# The hatch where the prior did not reach: its lines and what lies between them.
+HATCH = (40, 12)
+DARKEST_HU = -1024.0
+# A pixel of a downsampled volume averages what it covers, so that thin lines do not flicker.
+BLUR_PER_STEP = 0.4
+# The change volume: the square of code / OUTLINE is how strongly a voxel is coloured; the sign
+# tells the colour. NiiVue's own rule for what lies below its threshold, so both painters agree.
+OUTLINE = 127
+TINT = {
+    "full": OUTLINE,
+    "appearing": list(drawing.APPEARING),
+    "resolving": list(drawing.RESOLVING),
+}
+INSIDE = 0.4
+DASH_VOXELS = 2
 
 
-def viewer_json(scene: Scene) -> dict[str, Any]:
-    """Everything the viewer needs: slices, places of findings, window, orientation."""
-    chosen = _slices(scene)
-    scale = min(1.0, LONGEST_SIDE_PX / max(scene.box.shape), _scale_for(len(chosen), scene.box.shape))
-    stacks = _stacks(scene, chosen, scale)
-    while _weight(stacks) > BUDGET_BYTES and scale > SMALLEST_SCALE:
-        scale *= 0.8
-        stacks = _stacks(scene, chosen, scale)
-    return _frame(scene, chosen, _size(scene, scale)) | stacks
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """The grid on which the viewer's volumes lie.
+
+    shape          (k, y, x) voxels as displayed
+    ras_from_xyk   4 x 4, maps a voxel (x, y, k, 1) to RAS mm
+    orientation    nibabel's, from (x, y, k) to the nearest RAS axes
+    """
+
+    shape: Shape
+    ras_from_xyk: Matrix
+    orientation: Array
+
+    @property
+    def ras_from_voxel(self) -> Matrix:
+        """4 x 4, maps a voxel of the turned volume to RAS mm."""
+        xyk_from_voxel = nib.orientations.inv_ornt_aff(self.orientation, self.shape[::-1])
+        product: Matrix = self.ras_from_xyk @ xyk_from_voxel
+        return product
+
+    def turned(self, array: Array) -> Array:
+        """An array (k, y, x) with its axes along right, anterior and head, in this order."""
+        out: Array = nib.orientations.apply_orientation(array.transpose(2, 1, 0), self.orientation)
+        return out
+
+    def share(self, x: float, y: float, k: float) -> list[float]:
+        """A place, given in shares 0..1 of the displayed box, in shares of the turned volume."""
+        shares = [0.0, 0.0, 0.0]
+        for given, (axis, direction) in zip((x, y, k), self.orientation, strict=True):
+            shares[int(axis)] = round(float(given if direction > 0 else 1 - given), 5)
+        return shares
 
 
-def _frame(scene: Scene, chosen: list[int], size: tuple[int, int]) -> dict[str, Any]:
-    """What holds for all slices: size in px and mm, orientation, window, findings."""
-    height_mm, width_mm = scene.view.pixel_mm
-    stored = stored_window(scene.current_window)
-    return {
-        "width": size[0],
-        "height": size[1],
-        "length_unit": scene.unit_of_length,
-        "width_mm": round(scene.box.shape[1] * width_mm, 2),
-        "height_mm": round(scene.box.shape[0] * height_mm, 2),
-        "slices": [{"number": k + 1, "of": scene.view.grid.shape[0]} for k in chosen],
+def viewer_json(scene: Scene, budget_bytes: int = BUDGET_BYTES) -> dict[str, Any]:
+    """Everything the viewer needs: volumes, where findings lie, window, which slices these are.
+
+    budget_bytes  that the packed volumes may weigh together
+    """
+    frame, volumes = _within_budget(scene, budget_bytes)
+    window = scene.current_window
+    return volumes | {
+        "dims": [frame.shape[axis] for axis in _kji_of(frame)],
+        "spacing": [round(float(mm), 5) for mm in np.linalg.norm(frame.ras_from_voxel[:3, :3], axis=0)],
+        "lps_from_voxel": np.round(RAS_FROM_LPS @ frame.ras_from_voxel, 6).tolist(),
+        "slices": _slices(scene, frame),
+        "plane": scene.view.plane,
         "edges": list(scene.view.edges),
-        "black": round(255 * (scene.current_window.low - stored.low) / (stored.high - stored.low), 2),
-        "white": round(255 * (scene.current_window.high - stored.low) / (stored.high - stored.low), 2),
+        "length_unit": scene.unit_of_length,
+        "low": float(window.low),
+        "high": float(window.high),
         "unit": "HU" if scene.comparison.current.acquisition.modality == "CT" else "",
-        "low": round(stored.low, 3),
-        "high": round(stored.high, 3),
-        "findings": [_finding(scene, chosen, finding) for finding in scene.comparison.findings],
+        "tint": TINT,
+        "findings": [_finding(scene, frame, finding) for finding in scene.comparison.findings],
     }
 
 
-def stored_window(window: GreyWindow) -> GreyWindow:
-    """The range that is stored for a window; wider, so that the window can be opened."""
-    width = window.high - window.low
-    return GreyWindow(window.low - HEADROOM * width / 4, window.high + HEADROOM * width)
+def _within_budget(scene: Scene, budget_bytes: int) -> tuple[_Frame, dict[str, str]]:
+    """The finest grid whose volumes stay within the budget, and they themselves as base64."""
+    spacing = _finest_spacing(scene)
+    while True:
+        frame = _frame(scene, spacing)
+        files = {
+            "prior": _grey(scene, frame, scene.comparison.prior_on_current, scene.prior_window),
+            "current": _grey(scene, frame, scene.comparison.current.array, scene.current_window),
+            "change": _change(scene, frame),
+        }
+        weight = sum(map(len, files.values()))
+        if weight <= budget_bytes:
+            return frame, {name: base64.b64encode(data).decode("ascii") for name, data in files.items()}
+        # Weight goes with the number of voxels, of which at least two axes have fewer.
+        spacing *= max(COARSER, float(np.sqrt(weight / budget_bytes)))
 
 
-def _finding(scene: Scene, chosen: list[int], finding: Any) -> dict[str, Any]:
-    """Where the viewer goes for a finding: shares of width and height, and the slice's place."""
+def _box_shape(scene: Scene) -> Shape:
+    return len(scene.slices), *scene.box.shape
+
+
+def _spacing(scene: Scene) -> Array:
+    height_mm, width_mm = scene.view.pixel_mm
+    return np.array([float(scene.view.grid.spacing_mm[0]), height_mm, width_mm])
+
+
+def _shape_at(scene: Scene, spacing_mm: float) -> Shape:
+    """Voxels (k, y, x) of the box once none is finer than a spacing; a lone slice stays."""
+    own, shape = _spacing(scene), np.array(_box_shape(scene))
+    wanted = np.maximum(1, np.rint(shape * own / np.maximum(own, spacing_mm))).astype(int)
+    k, y, x = (wanted if shape[0] > 1 else np.where([True, False, False], shape, wanted)).tolist()
+    return k, y, x
+
+
+def _finest_spacing(scene: Scene) -> float:
+    """The spacing from which on the number of voxels and the longest side are allowed."""
+    spacing = float(_spacing(scene).min())
+    while True:
+        shape = _shape_at(scene, spacing)
+        if np.prod(shape) <= MOST_VOXELS and max(shape) <= LONGEST_SIDE:
+            return spacing
+        spacing *= COARSER
+
+
+def _frame(scene: Scene, spacing_mm: float) -> _Frame:
+    shape = _shape_at(scene, spacing_mm)
+    ratio = np.array(_box_shape(scene)) / np.array(shape)
+    # Voxels are areas: the first of the coarse ones begins where the first of the fine ones does.
+    box_from_stored = np.diag([*ratio[::-1], 1.0])
+    start = np.array([scene.box.left, scene.box.top, scene.slices.start])
+    box_from_stored[:3, 3] = start + (ratio[::-1] - 1) / 2
+    lps_from_xyk = _lps_from_picture(scene) @ box_from_stored
+    ras_from_xyk = RAS_FROM_LPS @ lps_from_xyk
+    return _Frame(shape, ras_from_xyk, nib.orientations.io_orientation(ras_from_xyk))
+
+
+def _lps_from_picture(scene: Scene) -> Matrix:
+    """4 x 4, maps (x, y, k) of a displayed slice to LPS mm.
+
+    A radiograph is laid into the axial plane as it is displayed: its own matrix says
+    nothing of the patient.
+    """
+    if scene.view.plane == "projection":
+        height_mm, width_mm = scene.view.pixel_mm
+        return np.diag([width_mm, height_mm, 1.0, 1.0])
+    return scene.view.world_from_picture
+
+
+def _cut(scene: Scene, array: Array) -> Array:
+    """The box's part of an array (K, J, I), as displayed (k, y, x)."""
+    box = scene.box
+    shown = [scene.view.slice(array, k)[box.top : box.bottom, box.left : box.right] for k in scene.slices]
+    return np.stack(shown)
+
+
+def _resampled(array: Array, shape: Shape) -> NDArray[np.float32]:
+    """An array averaged down to a shape; the same array where it has that shape."""
+    values = np.asarray(array, dtype=np.float32)
+    if values.shape == shape:
+        return values
+    ratio = np.array(values.shape) / np.array(shape)
+    blurred = ndimage.gaussian_filter(values, BLUR_PER_STEP * (ratio - 1), mode="nearest")
+    zoomed = ndimage.zoom(blurred, 1 / ratio, order=1, mode="nearest", grid_mode=True)
+    assert zoomed.shape == shape, f"{zoomed.shape} is not {shape}"
+    return np.asarray(zoomed, dtype=np.float32)
+
+
+def _grey(scene: Scene, frame: _Frame, array: Array, window: GreyWindow) -> bytes:
+    """A scan as int16 NIfTI whose scale is the current's; hatched where it did not reach."""
+    cut = _cut(scene, array)
+    is_ct = scene.comparison.current.acquisition.modality == "CT"
+    floor = DARKEST_HU if is_ct else window.low
+    unseen = _resampled(~np.isfinite(cut), frame.shape) > 0.5
+    values = _resampled(np.nan_to_num(cut, nan=floor, posinf=floor, neginf=floor), frame.shape)
+    step = (window.high - window.low) / STEPS_IN_WINDOW
+    codes = np.rint((np.maximum(values, floor) - window.low) / step)
+    hatch = np.where(np.indices(frame.shape).sum(axis=0) % 8 < 2, *HATCH)
+    codes = np.clip(np.where(unseen, hatch, codes), -32768, 32767).astype(np.int16)
+    current = scene.current_window
+    return _nifti(frame, codes, (current.high - current.low) / STEPS_IN_WINDOW, current.low)
+
+
+def _change(scene: Scene, frame: _Frame) -> bytes:
+    """Signed change as int8 NIfTI: tints as in the pictures, the findings' outlines at both ends."""
+    change = _resampled(np.nan_to_num(_cut(scene, scene.comparison.change_map)), frame.shape)
+    strength = (np.abs(change) - drawing.FAINTEST_CHANGE) / (1 - drawing.FAINTEST_CHANGE)
+    steps = np.ceil(np.clip(strength, 0, 1) * drawing.TINT_STEPS) / drawing.TINT_STEPS
+    share = np.sqrt(steps * drawing.STRONGEST_TINT)
+    stored = np.rint(np.sign(change) * share * OUTLINE).astype(np.int8)
+    masks = [scene.masks(k, scene.box) for k in scene.slices]
+    for side, sign in ((0, 1), (1, -1)):
+        stored[_outline(np.stack([mask[side] for mask in masks]), frame.shape, dashed=sign < 0)] = (
+            sign * OUTLINE
+        )
+    return _nifti(frame, stored, 1.0 / OUTLINE, 0.0)
+
+
+def _outline(mask: Array, shape: Shape, *, dashed: bool) -> NDArray[np.bool_]:
+    """Voxels just outside a mask, within its slices, so that nothing of a finding is hidden."""
+    inside = _resampled(mask, shape) > INSIDE
+    in_slice = ndimage.generate_binary_structure(2, 1)[None]
+    ring: NDArray[np.bool_] = ndimage.binary_dilation(inside, in_slice) & ~inside
+    if dashed:
+        ring &= np.indices(shape).sum(axis=0) // DASH_VOXELS % 2 == 0
+    return ring
+
+
+def _nifti(frame: _Frame, codes: Array, slope: float, inter: float) -> bytes:
+    """Codes (k, y, x) as .nii.gz, the same bytes each time."""
+    image = nib.Nifti1Image(frame.turned(codes), None)
+    image.set_sform(frame.ras_from_voxel, code=SCANNER_SPACE)
+    image.header.set_zooms(np.linalg.norm(frame.ras_from_voxel[:3, :3], axis=0))
+    image.header.set_xyzt_units(MILLIMETRES)
+    image.header.set_slope_inter(slope, inter)
+    return gzip.compress(image.to_bytes(), GZIP_LEVEL, mtime=0)
+
+
+def _kji_of(frame: _Frame) -> list[int]:
+    """Which axis of the frame's shape (k, y, x) each axis of the turned volume is."""
+    own = [0, 0, 0]
+    for place, (axis, _) in enumerate(frame.orientation):
+        own[int(axis)] = 2 - place
+    return own
+
+
+def _slices(scene: Scene, frame: _Frame) -> dict[str, Any]:
+    """Which axis of the turned volume runs through the scan's own slices, and their numbers."""
+    axis, direction = frame.orientation[2]
+    return {
+        "axis": int(axis),
+        "is_reversed": bool(direction < 0),
+        "first": scene.slices.start + 1,
+        "count": len(scene.slices),
+        "of": scene.view.grid.shape[0],
+    }
+
+
+def _finding(scene: Scene, frame: _Frame, finding: Any) -> dict[str, Any]:
+    """Where the viewer goes for a finding, in shares of the turned volume."""
     x, y, k = scene.place(finding)
     rows, columns = scene.box.shape
     return {
         "label": finding.label,
         "kind": finding.kind,
-        "x": round((x + 0.5 - scene.box.left) / columns, 5),
-        "y": round((y + 0.5 - scene.box.top) / rows, 5),
-        "slice": int(np.argmin(np.abs(np.array(chosen) - k))),
-        "place": place_text(scene.view, np.array(finding.centre_lps_mm)),
+        "at": frame.share(
+            (x + 0.5 - scene.box.left) / columns,
+            (y + 0.5 - scene.box.top) / rows,
+            (k + 0.5 - scene.slices.start) / len(scene.slices),
+        ),
     }
-
-
-def _slices(scene: Scene) -> list[int]:
-    """The slices that hold the patient, thinned where they are too many, findings' own kept."""
-    step = -(-len(scene.slices) // MOST_SLICES)
-    own = {scene.place(finding)[2] for finding in scene.comparison.findings}
-    return sorted(set(scene.slices[::step]) | own)
-
-
-def _scale_for(slices: int, shape: tuple[int, int]) -> float:
-    return float(np.sqrt(MOST_PIXELS / (slices * shape[0] * shape[1])))
-
-
-def _size(scene: Scene, scale: float) -> tuple[int, int]:
-    """Width and height in px of a stored slice."""
-    rows, columns = scene.box.shape
-    return max(1, round(columns * scale)), max(1, round(rows * scale))
-
-
-def _stacks(scene: Scene, chosen: list[int], scale: float) -> dict[str, list[str]]:
-    """The three stacks as data: URLs; "" for a slice without change."""
-    size = _size(scene, scale)
-    return {
-        "prior": [_grey(scene, "prior", k, size) for k in chosen],
-        "current": [_grey(scene, "current", k, size) for k in chosen],
-        "change": [_change(scene, k, size) for k in chosen],
-    }
-
-
-def _grey(scene: Scene, which: str, k: int, size: tuple[int, int]) -> str:
-    wide = Scene(
-        scene.comparison,
-        scene.view,
-        scene.box,
-        scene.slices,
-        stored_window(scene.prior_window),
-        stored_window(scene.current_window),
-    )
-    values = wide.prior(k, scene.box) if which == "prior" else wide.current(k, scene.box)
-    image = Image.fromarray(np.ascontiguousarray(values))
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    return drawing.data_url(drawing.encode_jpeg(image, QUALITY), "image/jpeg")
-
-
-def _change(scene: Scene, k: int, size: tuple[int, int]) -> str:
-    """Tint and outlines of one slice as a translucent PNG, "" where there is nothing."""
-    appearing, resolving = scene.masks(k, scene.box)
-    tint = drawing.tint_image(scene.change(k, scene.box))
-    if not (np.asarray(tint)[..., 3].any() or appearing.any() or resolving.any()):
-        return ""
-    large = (size[0] * OVERLAY_SCALE, size[1] * OVERLAY_SCALE)
-    image = drawing.draw_outlines(tint.resize(large, Image.Resampling.BILINEAR), appearing, resolving)
-    return drawing.data_url(drawing.encode_png(image), "image/png")
-
-
-def _weight(stacks: dict[str, list[str]]) -> int:
-    return sum(len(url) for stack in stacks.values() for url in stack) * 3 // 4
