@@ -55,10 +55,9 @@ def prepare() -> None:
 
 def automations() -> tuple[Automation, ...]:
     """Who is silent is dead; who is dead is run again. A run that failed by itself is left alone."""
-    crashed = ChangeFlowRunState(state="CRASHED", name="Crashed", message="its process is silent", force=True)
-    again = ChangeFlowRunState(
-        state="SCHEDULED", name="AwaitingRetry", message="run again after a crash", force=True
-    )
+    # Neither is forced: where an event was lost the server knows that a run has ended, and refuses.
+    crashed = ChangeFlowRunState(state="CRASHED", name="Crashed", message="its process is silent")
+    again = ChangeFlowRunState(state="SCHEDULED", name="AwaitingRetry", message="run again after a crash")
     return (
         Automation(
             name="medsiam: a silent run is marked as crashed",

@@ -58,17 +58,13 @@ class PrefectServer:
             "DO_NOT_TRACK": "1",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
-            # By default a schedule that was changed is looked at once a minute.
-            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONPATH": str(ROOT),
             "NO_COLOR": "1",
-            "MEDSIAM_KEY_FILE": os.environ.get("MEDSIAM_KEY_FILE", ""),
         }
         if database:
             self.env["PREFECT_API_DATABASE_CONNECTION_URL"] = database
-        self.env = {name: value for name, value in self.env.items() if value}
 
     def start(self) -> PrefectServer:
         """The server, once it answers."""
@@ -160,7 +156,7 @@ def flow_processes(worker: subprocess.Popen[bytes]) -> list[int]:
         with suppress(OSError, IndexError):
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             words = (entry / "cmdline").read_bytes()
-            if parent == worker.pid and b"prefect" in words and (b"flow_engine" in words or b"engine" in words or b"flow-run" in words):
+            if parent == worker.pid and b"prefect" in words:
                 found.append(int(entry.name))
     return found
 
