@@ -14,15 +14,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import flow, task
+from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows.closed import ComesBack, closed
-from flows.running import ONCE, check_restarts, on_device, retrying
+from flows.running import check_restarts, on_device, once, retried
 from flows.settings import FlowSettings, settings_of
 from flows.telling import Telling, tell_worklist
 from medsiam.batch import Case, Plan, Row, finish, plan_archive, run_case
-from medsiam.batch.audit import recent, read_marks, unseen, write_audit
+from medsiam.batch.audit import read_marks, recent, unseen, write_audit
 from medsiam.batch.ledger import Ledger
 from medsiam.batch.reading import Reader
 from medsiam.batch.run import Told, away
@@ -120,13 +120,13 @@ class Night:
 
     def go(self) -> None:
         """Does all that can be done. Raises ComesBack where memory or disk stay used up."""
-        each = task(self.take, name="compare_case", task_run_name="case {case_id}", **ONCE)
+        each = once(self.take, "compare_case", "case {case_id}")
         names = list(self._left)
         for n, name in enumerate(names):
             self._reader.expect([self._left[each] for each in names[n : n + 2]])
             if each(name, return_state=True).is_failed():
                 break
-        again = task(self.again, name="late_cases", **retrying(self._settings.retries))
+        again = retried(self.again, "late_cases", self._settings.retries)
         is_stuck = bool(self._left) and again(return_state=True).is_failed()
         self._telling.progress(self._told(), self.rows, now=True)
         if is_stuck and any(name not in self.rows for name in self._left):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow, task
+from prefect import flow
 from prefect.states import Completed, State
 
 from flows.closed import closed
-from flows.running import check_restarts, on_device, retrying
+from flows.running import check_restarts, on_device, retried
 from flows.settings import FlowSettings, settings_of
 from flows.telling import tell_page
 from medsiam.cases.search import Wish
@@ -30,7 +30,7 @@ def index_archive(archive: str, index: str, results: str = "", labels: str = "",
         def add_scans() -> str:
             return _added(Path(archive), Path(index), results, labels, settings)
 
-        add = task(add_scans, name="add_to_index", **retrying(settings.retries))
+        add = retried(add_scans, "add_to_index", settings.retries)
         with on_device(settings):
             return Completed(message=add())
 
@@ -53,7 +53,7 @@ def similar_cases(scan: str, index: str, out: str, count: int = 10, config: str 
                 return len(outcome.results)
 
         with on_device(settings):
-            found = task(find, name="search_index", **retrying(settings.retries))()
+            found = retried(find, "search_index", settings.retries)()
         tell_page(Path(out), "search.html", pages=settings.told.pages)
         return Completed(message=f"{found} similar cases")
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.states import Completed, State
 
 from flows.closed import closed
-from flows.running import check_restarts, is_away, on_device, retrying
+from flows.running import check_restarts, is_away, on_device, retried
 from flows.settings import FlowSettings, settings_of
 from flows.telling import PROGRESS_EVERY_S
 from medsiam.training.train import Trained, train
@@ -31,7 +31,7 @@ def train_encoder(recipe: str, out: str, config: str = "") -> State:
             return _trained(Path(recipe), Path(out), settings)
 
         with on_device(settings):
-            made = task(learn, name="train", **retrying(settings.retries))()
+            made = retried(learn, "train", settings.retries)()
         return Completed(message=f"{made.encoder_id}: {made.steps} steps, the best was {made.best_step}")
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
-from prefect import get_client, get_run_logger, runtime
+from prefect import Task, get_client, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
 from flows.closed import ComesBack, FlowStopped
 from flows.device_lock import CPU, device_name, held
 from flows.settings import FlowSettings, RetrySettings
+
+T = TypeVar("T")
 
 # The tag of all deployments; the automations watch runs that bear it.
 TAG = "medsiam"
@@ -57,20 +59,27 @@ def worth_retrying(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-def retrying(settings: RetrySettings) -> dict[str, Any]:
-    """Options of a task that is tried again with growing pauses, and whose values stay out of Prefect."""
-    pauses = [min(settings.first_pause_s * 2**n, LONGEST_PAUSE_S) for n in range(settings.tries)]
-    return {
-        "retries": settings.tries,
-        "retry_delay_seconds": pauses or None,
-        "retry_jitter_factor": settings.jitter,
-        "retry_condition_fn": worth_retrying,
-        **ONCE,
-    }
+def once(work: Callable[..., T], name: str, run_name: str | None = None) -> Task[..., T]:
+    """A task that is not tried again and whose values stay out of Prefect.
+
+    The ledger is the cache; one of Prefect's would hold results of a world that changed.
+    """
+    return task(work, name=name, task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)
 
 
-# The ledger is the cache; one of Prefect's would hold results of a world that changed.
-ONCE: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+def retried(work: Callable[..., T], name: str, settings: RetrySettings) -> Task[..., T]:
+    """A task that is tried again with growing pauses where what it misses may come back."""
+    return once(work, name).with_options(
+        retries=settings.tries,
+        retry_delay_seconds=pauses_s(settings) or None,
+        retry_jitter_factor=settings.jitter,
+        retry_condition_fn=worth_retrying,
+    )
+
+
+def pauses_s(settings: RetrySettings) -> list[float]:
+    """Seconds before each further try."""
+    return [min(settings.first_pause_s * 2**n, LONGEST_PAUSE_S) for n in range(settings.tries)]
 
 
 def check_restarts(settings: RetrySettings) -> None:

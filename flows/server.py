@@ -8,6 +8,7 @@ makes them, again and again to the same end; `prefect deploy --all` does so by i
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 
@@ -43,10 +44,8 @@ _RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 def prepare() -> None:
     """Makes the pool with its queues, and the automations; once a process, which deploys many flows."""
     with get_client(sync_client=True) as client:
-        try:
+        with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        except ObjectAlreadyExists:
-            pass
         for queue in QUEUES:
             _queue(client, queue)
     for automation in automations():

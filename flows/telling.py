@@ -53,7 +53,9 @@ class Telling:
 
     def event(self, event: str, told: Mapping[str, Any]) -> None:
         """An event as one JSON line of OUT's log, the large ones in Prefect's as well."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **told})
+        line = json.dumps(
+            {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **told}
+        )
         with self._log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         if event in TOLD_TO_PREFECT:

@@ -68,24 +68,34 @@ class PrefectServer:
 
     def start(self) -> PrefectServer:
         """The server, once it answers."""
-        self.server = self.spawn("server", "start", "--host", "127.0.0.1", "--port", str(self.port), "--no-ui")
+        self.server = self.spawn(
+            "server", "start", "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"
+        )
         wait_for(self.is_well, START_S, "the server")
         return self
 
     def is_well(self) -> bool:
         """Whether it answers."""
-        with suppress(OSError):
-            with urllib.request.urlopen(f"{self.api}/health", timeout=2) as answer:
-                return answer.status == 200
+        with suppress(OSError), urllib.request.urlopen(f"{self.api}/health", timeout=2) as answer:
+            return answer.status == 200
         return False
 
     def spawn(self, *command: str, **env: str) -> subprocess.Popen[bytes]:
         """A process of the prefect command in a group of its own, its words in a file."""
-        with (self.home / f"{command[0]}-{len(self.processes)}.txt").open("wb") as log:
+        return self.module("prefect", *command, **env)
+
+    def module(self, name: str, *words: str, **env: str) -> subprocess.Popen[bytes]:
+        """A Python module as a process, likewise."""
+        told = (words or (name,))[0]
+        with (self.home / f"{told}-{len(self.processes)}.txt").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", *command],
-                env={**os.environ, **self.env, **env}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-m", name, *words],
+                env={**os.environ, **self.env, **env},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         self.processes.append(process)
         return process
 

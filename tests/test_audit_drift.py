@@ -53,7 +53,10 @@ def test_marks_name_a_comparison_or_a_study(tmp_path):
 
 def test_an_audit_leaves_out_what_is_older():
     """A course goes too where one of its comparisons does."""
-    scans = [Scan(str(n), (), "", acquired=(NOW - timedelta(days=days)).isoformat()) for n, days in enumerate((900, 400, 10))]
+    scans = [
+        Scan(str(n), (), "", acquired=(NOW - timedelta(days=days)).isoformat())
+        for n, days in enumerate((900, 400, 10))
+    ]
     cases = (
         Case("old", "aa", tuple(scans[:2])), Case("new", "aa", tuple(scans[1:])),
         Case("course", "aa", tuple(scans), steps=("old", "new")),

@@ -32,7 +32,9 @@ def settings(tmp_path):
 @pytest.fixture
 def holder(settings):
     """Another process that holds gpu-0."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, settings.folder], cwd=ROOT, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, settings.folder], cwd=ROOT, stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == b"held\n"
     yield process
     process.kill()
@@ -83,7 +85,10 @@ def test_a_lease_of_another_host_is_respected_until_it_is_old(settings):
 def test_whoever_waits_is_told_who_holds_it_and_gets_it(holder, settings):
     heard = []
     holder.send_signal(signal.SIGCONT)
-    with pytest.raises(DeviceBusy, match=str(holder.pid)), held("gpu-0", settings, patience_s=0.7, waiting=heard.append):
+    with (
+        pytest.raises(DeviceBusy, match=str(holder.pid)),
+        held("gpu-0", settings, patience_s=0.7, waiting=heard.append),
+    ):
         pass
     assert len(heard) == 1 and str(holder.pid) in heard[0]
 

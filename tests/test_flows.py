@@ -21,7 +21,7 @@ from prefect.utilities.schema_tools import validate
 
 from flows.closed import ComesBack, FlowStopped, closed
 from flows.metrics import Measure, prometheus
-from flows.running import retrying
+from flows.running import pauses_s, retried
 from flows.settings import FlowSettings, RetrySettings, settings_of
 from medsiam.config import settings_as_dict
 from medsiam.errors import ArchiveRefused, Unreadable
@@ -31,7 +31,14 @@ from tests.prefect_server import PrefectServer, kill_flow, wait_for
 ROOT = Path(__file__).parents[1]
 SETTINGS = ROOT / "configs" / "flows.yaml"
 DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-FLOWS = {"compare_patient", "compare_archive", "index_archive", "similar_cases", "night_audit", "train_encoder"}
+FLOWS = {
+    "compare_patient",
+    "compare_archive",
+    "index_archive",
+    "similar_cases",
+    "night_audit",
+    "train_encoder",
+}
 # Time for the server to plan the run before it is due.
 SOON = timedelta(seconds=8)
 
@@ -156,15 +163,16 @@ def test_only_what_may_come_back_is_worth_another_try():
         with pytest.raises(FlowStopped) as raised, closed():
             raise error
         assert type(raised.value) is kind and "Ursula" not in str(raised.value)
-    with pytest.raises(FlowStopped, match="ValueError in test_flows.py, line") as raised, closed():
+    with pytest.raises(FlowStopped, match=r"ValueError in test_flows\.py, line") as raised, closed():
         raise ValueError("Ursula")
     assert "Ursula" not in str(raised.value) and raised.value.__cause__ is None
 
 
 def test_pauses_grow_and_are_not_in_step():
-    told = retrying(RetrySettings(tries=4, first_pause_s=10.0))
-    assert told["retry_delay_seconds"] == [10.0, 20.0, 40.0, 80.0] and told["retry_jitter_factor"] > 0
-    assert sum(retrying(RetrySettings())["retry_delay_seconds"]) > 600
+    """And last longer than an archive's restart of ten minutes."""
+    assert pauses_s(RetrySettings(tries=4, first_pause_s=10.0)) == [10.0, 20.0, 40.0, 80.0]
+    assert sum(pauses_s(RetrySettings())) > 600
+    assert retried(len, "size", RetrySettings()).retry_jitter_factor == RetrySettings().jitter
 
 
 def test_the_settings_file_tells_the_defaults():
@@ -189,10 +197,18 @@ def test_the_age_of_a_queue_is_told_as_prometheus_text(server):
     server.begin("compare_archive/night-second-gpu", archive="/nowhere", out="/nowhere")
     time.sleep(2)
     told = subprocess.run(
-        [sys.executable, "-m", "flows.metrics"], env={**os.environ, **server.env}, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "flows.metrics"],
+        env={**os.environ, **server.env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     ).stdout
     assert 'medsiam_queue_runs{queue="gpu-1",state="waiting"} 1' in told
-    (age,) = (line for line in told.splitlines() if line.startswith('medsiam_queue_oldest_waiting_seconds{queue="gpu-1"'))
+    (age,) = (
+        line
+        for line in told.splitlines()
+        if line.startswith('medsiam_queue_oldest_waiting_seconds{queue="gpu-1"')
+    )
     assert float(age.split()[-1]) >= 1.0
 
 
@@ -208,3 +224,24 @@ def test_no_name_and_no_number_is_in_prefect_s_data_base(server, tmp_path):
     content = b"".join(path.read_bytes() for path in server.home.glob("prefect.db*"))
     assert b"compare_case" in content and b"worklist" in content
     assert b"Unmistakable" not in content and not re.search(rb"P00[0-2]\b", content)
+
+
+@pytest.mark.slow
+def test_a_crash_that_no_automation_saw_is_found_by_asking(server):
+    """Events die with a server that is killed; states stay."""
+    run = server.begin("compare_archive/night-second-gpu", archive="/nowhere", out="/nowhere")
+    server.ask(f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED"}, "force": True})
+    words = (
+        "from flows.watch import *\nprint(sweep(datetime.now(UTC) + timedelta(seconds=%d), server_up_s=0.0))"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", words % seconds],
+            env={**os.environ, **server.env},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        ).stdout.split()[-1]
+        for seconds in (0, 60)
+    ]
+    assert told == ["0", "1"] and server.run(run)["state"]["name"] == "AwaitingRetry"

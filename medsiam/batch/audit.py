@@ -76,7 +76,9 @@ def write_audit(rows: Sequence[Row], out: Path, *, marks: int, now: datetime) ->
         "made": now.isoformat(timespec="seconds"),
         "medsiam": __version__,
         "marks": marks,
-        "rows": [{name: value for name, value in row.as_dict().items() if name != "is_fresh"} for row in rows],
+        "rows": [
+            {name: value for name, value in row.as_dict().items() if name != "is_fresh"} for row in rows
+        ],
         "research_use": RESEARCH_USE,
     }
     write_whole(out / AUDIT_CSV, worklist_csv(rows))
