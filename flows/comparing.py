@@ -18,7 +18,7 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows.closed import ComesBack, closed
-from flows.running import check_restarts, on_device, once, retried
+from flows.running import came_back, check_restarts, on_device, once, retried
 from flows.settings import FlowSettings, settings_of
 from flows.telling import Telling, tell_worklist
 from medsiam.batch import Case, Plan, Row, finish, plan_archive, run_case
@@ -59,8 +59,11 @@ def compare_patient(archive: str, out: str, patient: str, config: str = "") -> S
         plan = plan_archive(archive, out, settings.batch)
         cases = tuple(case for case in plan.cases if case.patient_key == patient)
         made = _compared(plan, cases, Path(out), settings)
-        rows = tuple(row for row in made.rows if row.patient_key == patient)
-        return _told(replace(made, rows=rows), Path(out), "patient", settings)
+        rows, courses = (
+            tuple(row for row in lines if row.patient_key == patient)
+            for lines in (made.rows, made.trajectories)
+        )
+        return _told(replace(made, rows=rows, trajectories=courses), Path(out), "patient", settings)
 
 
 @flow(name="night_audit", persist_result=False, log_prints=False)
@@ -88,7 +91,7 @@ def _compared(plan: Plan, cases: tuple[Case, ...], out: Path, settings: FlowSett
     check_restarts(settings.retries)
     ledger = Ledger(out).open()
     ledger.sweep_all()
-    telling = Telling(out, out.name, cases, metrics=settings.told.metrics)
+    telling = Telling(out, cases, metrics=settings.told.metrics)
     telling.event("planned", {**plan.counts, "cases": len(cases)})
     with on_device(settings), Reader(out, settings.batch) as reader:
         night = Night(cases, ledger, settings, reader, telling)
@@ -124,10 +127,10 @@ class Night:
         names = list(self._left)
         for n, name in enumerate(names):
             self._reader.expect([self._left[each] for each in names[n : n + 2]])
-            if each(name, return_state=True).is_failed():
+            if not came_back(each(name, return_state=True)):
                 break
         again = retried(self.again, "late_cases", self._settings.retries)
-        is_stuck = bool(self._left) and again(return_state=True).is_failed()
+        is_stuck = bool(self._left) and not came_back(again(return_state=True))
         self._telling.progress(self._told(), self.rows, now=True)
         if is_stuck and any(name not in self.rows for name in self._left):
             raise ComesBack(f"{len(self._left)} cases are left: memory or disk are used up")

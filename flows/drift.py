@@ -11,6 +11,7 @@ from prefect.events import emit_event
 from prefect.states import Completed, State
 
 from flows.closed import closed
+from flows.running import server_may_be_away
 from flows.settings import DriftSettings, settings_of
 from medsiam.batch.drift import Rule, drifts, read_rows, scanners_in, write_drift
 
@@ -32,7 +33,8 @@ def drift_watch(out: str, archive: str = "", config: str = "") -> State:
         found = drifts(read_rows(Path(out)), scanners, rule_of(settings), now=now, phantoms=settings.phantoms)
         write_drift(found, Path(out), now=datetime.now(UTC))
         table = [{name: getattr(each, name) for name in each.__dataclass_fields__} for each in found]
-        create_table_artifact(table, key="drift", description="Smallest detectable change, by scanner.")
+        with server_may_be_away():
+            create_table_artifact(table, key="drift", description="Smallest detectable change, by scanner.")
         moved = [each.scanner for each in found if each.has_moved]
         for scanner in moved:
             get_run_logger().warning("the noise floor of %s has moved", scanner)

@@ -11,7 +11,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.states import Completed, State
 
 from flows.closed import closed
-from flows.running import check_restarts, is_away, on_device, retried
+from flows.running import check_restarts, on_device, retried, server_may_be_away
 from flows.settings import FlowSettings, settings_of
 from flows.telling import PROGRESS_EVERY_S
 from medsiam.training.train import Trained, train
@@ -44,14 +44,11 @@ def _trained(recipe: Path, out: Path, settings: FlowSettings) -> Trained:
             return
         due = time.monotonic() + PROGRESS_EVERY_S
         share, words = 100.0 * step / max(steps, 1), f"step {step} of {steps}"
-        try:
+        with server_may_be_away():
             if bar is None:
                 bar = create_progress_artifact(share, key="progress-training", description=words)
             else:
                 update_progress_artifact(bar, share, description=words)
-        except Exception as error:
-            if not is_away(error):
-                raise
 
     with closed():
         return train(recipe, out, device=settings.batch.device, progress=tell)

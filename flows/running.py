@@ -10,8 +10,9 @@ import httpx
 from prefect import Task, get_client, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.states import State
 
-from flows.closed import ComesBack, FlowStopped
+from flows.closed import LOGGER, ComesBack, FlowStopped
 from flows.device_lock import CPU, device_name, held
 from flows.settings import FlowSettings, RetrySettings
 
@@ -82,6 +83,19 @@ def pauses_s(settings: RetrySettings) -> list[float]:
     return [min(settings.first_pause_s * 2**n, LONGEST_PAUSE_S) for n in range(settings.tries)]
 
 
+def came_back(state: State[Any]) -> bool:
+    """Whether a task did what it should, at last; False where what it missed stayed away.
+
+    Raises FlowStopped where it failed for another reason.
+    """
+    if not state.is_failed():
+        return True
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, ComesBack):
+        return False
+    raise error
+
+
 def check_restarts(settings: RetrySettings) -> None:
     """Raises FlowStopped, which is final, where a run died too often: it would die for ever."""
     count = runtime.flow_run.run_count or 1
@@ -89,6 +103,10 @@ def check_restarts(settings: RetrySettings) -> None:
         raise FlowStopped(f"this run died {count - 1} times; look into the worker's log")
 
 
-def is_away(error: Exception) -> bool:
-    """Whether the server cannot be reached just now, which is no reason to stop computing."""
-    return isinstance(error, httpx.HTTPError | OSError)
+@contextmanager
+def server_may_be_away() -> Iterator[None]:
+    """A block that only tells: a server that cannot be reached just now is no reason to stop computing."""
+    try:
+        yield
+    except (httpx.HTTPError, OSError) as error:
+        LOGGER.warning("the server cannot be reached (%s)", type(error).__name__)

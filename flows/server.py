@@ -31,7 +31,8 @@ WAITS = ("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot")
 # Three heartbeats are missing: the machine is dead, or cut off.
 SILENT_S = 3 * HEARTBEAT_S
 # A worker hands a run to its process within seconds; importing torch from a cold disk takes a minute.
-PENDING_S = 600
+# Where an image is pulled meanwhile, the run is handed out again, and the ledger's locks keep them apart.
+PENDING_S = 180
 # A run that is scheduled before its worker has put the crashed one away kills the worker
 # (Prefect 3.8: "this borrower is already holding one of this CapacityLimiter's tokens").
 SETTLE_S = 15

@@ -19,8 +19,9 @@ from prefect.artifacts import (
 )
 
 from flows.metrics import Measure, prometheus, write_metrics
-from flows.running import is_away
+from flows.running import server_may_be_away
 from medsiam.batch.ledger import HOME, OWNER_ONLY
+from medsiam.batch.listing import digest_of
 from medsiam.batch.run import Told
 from medsiam.batch.values import Case, Row
 
@@ -42,8 +43,9 @@ class Telling:
     metrics  folder for Prometheus' text collector, "" for none
     """
 
-    def __init__(self, out: Path, name: str, cases: Sequence[Case], *, metrics: str = "") -> None:
-        self._name, self._metrics = name, metrics
+    def __init__(self, out: Path, cases: Sequence[Case], *, metrics: str = "") -> None:
+        # A folder's name may be anything, also a person's; which run it is tells its digest.
+        self._name, self._metrics = digest_of("out", str(out.resolve())), metrics
         self._scanned = {case.case_id: case.scans[-1].acquired for case in cases}
         home = out / HOME
         home.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
@@ -89,14 +91,11 @@ class Telling:
         ]
 
     def _draw(self, share: float, words: str) -> None:
-        try:
+        with server_may_be_away():
             if self._bar is None:
                 self._bar = create_progress_artifact(share, key=f"progress-{self._name}", description=words)
             else:
                 update_progress_artifact(self._bar, share, description=words)
-        except Exception as error:
-            if not is_away(error):
-                raise
 
 
 def tell_worklist(rows: Sequence[Row], out: Path, name: str, *, most: int, pages: str) -> None:
@@ -105,14 +104,16 @@ def tell_worklist(rows: Sequence[Row], out: Path, name: str, *, most: int, pages
     for place, row in enumerate(rows[:most]):
         table[place]["report"] = link_to(out, row.report, pages) if row.report else None
     words = f"{min(most, len(rows))} of {len(rows)} lines, most urgent first. Research use only."
-    create_table_artifact(table, key=f"worklist-{name}", description=words)
+    with server_may_be_away():
+        create_table_artifact(table, key=f"worklist-{name}", description=words)
     tell_page(out, "worklist.html", pages=pages)
 
 
 def tell_page(out: Path, name: str, *, pages: str) -> None:
     """A link to a page of OUT."""
     title = Path(name).stem
-    create_link_artifact(link_to(out, name, pages), link_text=title, key=f"page-{title}")
+    with server_may_be_away():
+        create_link_artifact(link_to(out, name, pages), link_text=title, key=f"page-{title}")
 
 
 def link_to(out: Path, name: str, pages: str) -> str:
