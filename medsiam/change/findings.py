@@ -39,7 +39,7 @@ class FindingSettings:
                      anatomy otherwise, in proportion to their length
     least_contrast_bright  likewise where lesions are bright (FLAIR): flow and enhancement, which
                      change other signals by nearly as much, seldom are
-    least_deviations the same contrast, in deviations of the noise there
+    least_deviations the same contrast, in deviations of the noise there, likewise
     rim_mm           the most certain voxel must lie this far inside the region,
                      whose border is known to one voxel of the network that finds it
     least_mm3        smallest volume of change
@@ -55,7 +55,7 @@ class FindingSettings:
     least_strength: float = 3.5
     least_contrast: float = 0.09
     least_contrast_bright: float = 0.08
-    least_deviations: float = 2.5
+    least_deviations: float = 1.7
     rim_mm: float = 3.0
     least_mm3: float = 8.0
     least_share: float = 0.05
@@ -125,7 +125,7 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
     depth_mm = ndimage.distance_transform_edt(pair.tissue) * float(pair.grid.spacing_mm[-1])
     least = settings.least_contrast_bright if difference.bright else settings.least_contrast
     voxel_mm3 = max(volume.grid.voxel_ml for volume in (pair.prior, pair.current)) * 1000.0
-    least *= max(1.0, (voxel_mm3 / VOXEL_MM3) ** (1.0 / 3.0))
+    coarser = max(1.0, (voxel_mm3 / VOXEL_MM3) ** (1.0 / 3.0))
     out = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         place = labels[box] == label
@@ -133,7 +133,7 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
         contrast = float(beyond.clip(min=0.0).mean())
         noise = float(difference.noise[box][place].mean())
         strongest = int(np.abs(difference.evidence[box][place]).argmax())
-        if contrast < max(least, settings.least_deviations * noise):
+        if contrast < coarser * max(least, settings.least_deviations * noise):
             continue
         if depth_mm[box][place][strongest] < settings.rim_mm:
             continue
