@@ -120,6 +120,46 @@ def test_a_cron_schedule_fires_and_finishes_by_itself(server, tmp_path):
     assert run["state"]["message"].startswith("compared 1,") and (out / "worklist.html").is_file()
 
 
+ALL_OTHERS = """
+import json, sys
+from pathlib import Path
+from flows.deployed import *
+archive, root = sys.argv[1:]
+config = f"{root}/flows.yaml"
+Path(config).write_text(f"batch: {{formats: [json]}}\\nlocks: {{lock_cpu: true, folder: {root}}}\\n"
+                        f"told: {{metrics: {root}}}\\naudit: {{months: 120}}\\n")
+told = lambda state: print(state.type.value, state.message, sep="|")
+told(night_audit(archive, f"{root}/audit", config=config, return_state=True))
+(row,) = json.loads(Path(f"{root}/audit/worklist.json").read_text())["rows"]
+told(compare_patient(archive, f"{root}/audit", row["patient_key"], config, return_state=True))
+told(index_archive(archive, f"{root}/cases", f"{root}/audit", config=config, return_state=True))
+told(similar_cases(f"{archive}/P000/visit0", f"{root}/cases", f"{root}/found", 3, config, return_state=True))
+told(drift_watch(f"{root}/audit", archive, config, return_state=True))
+told(train_encoder(f"{root}/none.yaml", f"{root}/run", config, return_state=True))
+"""
+
+
+@pytest.mark.slow
+def test_every_other_flow_does_its_work_on_a_device_of_its_own(server, tmp_path):
+    """With the processor as the device: the audit, one patient, index, search, drift; training refuses."""
+    archive = write_archive(tmp_path / "scans", 1, 2)
+    told = subprocess.run(
+        [sys.executable, "-c", ALL_OTHERS, str(archive), str(tmp_path)],
+        env={**os.environ, **server.env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    lines = [line.split("|") for line in told.stdout.splitlines()]
+    assert [state for state, _ in lines] == ["COMPLETED"] * 5 + ["FAILED"], told.stderr[-2000:]
+    words = [message for _, message in lines]
+    assert words[1].startswith("compared 1,") and words[2].startswith("2 cases in the index")
+    assert "refused (config" in words[5] and (tmp_path / "found" / "search.html").is_file()
+    assert (tmp_path / "audit" / "audit.json").is_file() and (tmp_path / "audit" / "drift.json").is_file()
+    (figures,) = tmp_path.glob("medsiam_*.prom")
+    assert 'state="compared"} 1' in figures.read_text()
+
+
 @pytest.mark.slow
 def test_progress_worklist_and_link_are_artifacts(server):
     """After the runs above; of the worklist no words, keys and figures only."""
