@@ -22,6 +22,7 @@ from prefect.utilities.schema_tools import validate
 from flows.closed import ComesBack, FlowStopped, closed
 from flows.metrics import Measure, prometheus
 from flows.running import pauses_s, retried
+from flows.serve import deployments
 from flows.settings import FlowSettings, RetrySettings, settings_of
 from medsiam.config import settings_as_dict
 from medsiam.errors import ArchiveRefused, Unreadable
@@ -196,6 +197,16 @@ def test_all_flows_of_the_contract_are_deployed_on_the_pool_gpu():
     for told in DEPLOYED:
         assert told["work_pool"]["name"] == "gpu" and told["work_pool"]["work_queue_name"].startswith("gpu-")
         assert all(each["slug"] and each["timezone"] and each["cron"] for each in told.get("schedules", ()))
+
+
+def test_a_single_box_serves_what_prefect_yaml_deploys():
+    """The same names, places and schedules; Prefect takes no job variables without a pool."""
+    served = {each.name: each for each in deployments()}
+    assert set(served) == {told["name"] for told in DEPLOYED}
+    for told in DEPLOYED:
+        one = served[told["name"]]
+        assert one.parameters == told["parameters"] and not one.job_variables and not one.work_pool_name
+        assert [each.slug for each in one.schedules] == [each["slug"] for each in told.get("schedules", ())]
 
 
 def test_only_what_may_come_back_is_worth_another_try():
