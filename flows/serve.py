@@ -40,7 +40,6 @@ def deployments(names: Sequence[str] = (), *, file: Path = FILE) -> Iterator[Run
             tags=told["tags"],
             parameters=told["parameters"],
             schedules=[_schedule(each) for each in told.get("schedules", ())],
-            job_variables=told["work_pool"]["job_variables"],
         )
 
 

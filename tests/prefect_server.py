@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -119,9 +120,15 @@ class PrefectServer:
         request = urllib.request.Request(
             f"{self.api}/{path}", data, {"Content-Type": "application/json"}, method=method
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
+        for pause_s in (1.0, 2.0, 4.0, 8.0):
+            try:
+                return _answer(request)
+            except urllib.error.HTTPError as error:
+                # What a busy SQLite answers; Prefect's own client asks again too.
+                if error.code != 503:
+                    raise
+                time.sleep(pause_s)
+        return _answer(request)
 
     def deployment(self, name: str) -> str:
         """The id of `flow/deployment`."""
@@ -150,6 +157,12 @@ class PrefectServer:
         """Kills every process that was started here, with its children."""
         for process in self.processes:
             kill_group(process)
+
+
+def _answer(request: urllib.request.Request) -> Any:
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        content = answer.read()
+    return json.loads(content) if content else None
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

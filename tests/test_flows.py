@@ -22,6 +22,7 @@ from prefect.utilities.schema_tools import validate
 from flows.closed import ComesBack, FlowStopped, closed
 from flows.metrics import Measure, prometheus
 from flows.running import pauses_s, retried
+from flows.serve import deployments
 from flows.settings import FlowSettings, RetrySettings, settings_of
 from medsiam.config import settings_as_dict
 from medsiam.errors import ArchiveRefused, Unreadable
@@ -120,6 +121,46 @@ def test_a_cron_schedule_fires_and_finishes_by_itself(server, tmp_path):
     assert run["state"]["message"].startswith("compared 1,") and (out / "worklist.html").is_file()
 
 
+ALL_OTHERS = """
+import json, sys
+from pathlib import Path
+from flows.deployed import *
+archive, root = sys.argv[1:]
+config = f"{root}/flows.yaml"
+Path(config).write_text(f"batch: {{formats: [json]}}\\nlocks: {{lock_cpu: true, folder: {root}}}\\n"
+                        f"told: {{metrics: {root}}}\\naudit: {{months: 120}}\\n")
+told = lambda state: print(state.type.value, state.message, sep="|")
+told(night_audit(archive, f"{root}/audit", config=config, return_state=True))
+(row,) = json.loads(Path(f"{root}/audit/worklist.json").read_text())["rows"]
+told(compare_patient(archive, f"{root}/audit", row["patient_key"], config, return_state=True))
+told(index_archive(archive, f"{root}/cases", f"{root}/audit", config=config, return_state=True))
+told(similar_cases(f"{archive}/P000/visit0", f"{root}/cases", f"{root}/found", 3, config, return_state=True))
+told(drift_watch(f"{root}/audit", archive, config, return_state=True))
+told(train_encoder(f"{root}/none.yaml", f"{root}/run", config, return_state=True))
+"""
+
+
+@pytest.mark.slow
+def test_every_other_flow_does_its_work_on_a_device_of_its_own(server, tmp_path):
+    """With the processor as the device: the audit, one patient, index, search, drift; training refuses."""
+    archive = write_archive(tmp_path / "scans", 1, 2)
+    told = subprocess.run(
+        [sys.executable, "-c", ALL_OTHERS, str(archive), str(tmp_path)],
+        env={**os.environ, **server.env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    lines = [line.split("|") for line in told.stdout.splitlines()]
+    assert [state for state, _ in lines] == ["COMPLETED"] * 5 + ["FAILED"], told.stderr[-2000:]
+    words = [message for _, message in lines]
+    assert words[1].startswith("compared 1,") and words[2].startswith("2 cases in the index")
+    assert "refused (config" in words[5] and (tmp_path / "found" / "search.html").is_file()
+    assert (tmp_path / "audit" / "audit.json").is_file() and (tmp_path / "audit" / "drift.json").is_file()
+    (figures,) = tmp_path.glob("medsiam_*.prom")
+    assert 'state="compared"} 1' in figures.read_text()
+
+
 @pytest.mark.slow
 def test_progress_worklist_and_link_are_artifacts(server):
     """After the runs above; of the worklist no words, keys and figures only."""
@@ -158,6 +199,16 @@ def test_all_flows_of_the_contract_are_deployed_on_the_pool_gpu():
         assert all(each["slug"] and each["timezone"] and each["cron"] for each in told.get("schedules", ()))
 
 
+def test_a_single_box_serves_what_prefect_yaml_deploys():
+    """The same names, places and schedules; Prefect takes no job variables without a pool."""
+    served = {each.name: each for each in deployments()}
+    assert set(served) == {told["name"] for told in DEPLOYED}
+    for told in DEPLOYED:
+        one = served[told["name"]]
+        assert one.parameters == told["parameters"] and not one.job_variables and not one.work_pool_name
+        assert [each.slug for each in one.schedules] == [each["slug"] for each in told.get("schedules", ())]
+
+
 def test_only_what_may_come_back_is_worth_another_try():
     """An archive that is away; not a refusal, not a bug; and no words of the input in either."""
     for error, kind in ((ArchiveRefused("Ursula"), ComesBack), (Unreadable("Ursula"), FlowStopped)):
@@ -173,7 +224,7 @@ def test_pauses_grow_and_are_not_in_step():
     """And last longer than an archive's restart of ten minutes."""
     assert pauses_s(RetrySettings(tries=4, first_pause_s=10.0)) == [10.0, 20.0, 40.0, 80.0]
     assert sum(pauses_s(RetrySettings())) > 600
-    assert retried(len, "size", RetrySettings()).retry_jitter_factor == RetrySettings().jitter
+    assert retried(lambda: 0, "nothing", RetrySettings()).retry_jitter_factor == RetrySettings().jitter
 
 
 def test_the_settings_file_tells_the_defaults():
@@ -227,22 +278,25 @@ def test_no_name_and_no_number_is_in_prefect_s_data_base(server, tmp_path):
     assert b"Unmistakable" not in content and not re.search(rb"P00[0-2]\b", content)
 
 
+CRASH_AND_SWEEP = """
+import sys
+from flows.watch import *
+with get_client(sync_client=True) as client:
+    client.set_flow_run_state(sys.argv[1], Crashed(), force=True)
+print(*(sweep(datetime.now(UTC) + timedelta(seconds=late), server_up_s=0.0) for late in (0, 60)))
+"""
+
+
 @pytest.mark.slow
 def test_a_crash_that_no_automation_saw_is_found_by_asking(server):
-    """Events die with a server that is killed; states stay."""
+    """Events die with a server that is killed; states stay. The automations have their time first."""
     run = server.begin("compare_archive/night-second-gpu", archive="/nowhere", out="/nowhere")
-    server.ask(f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED"}, "force": True})
-    words = (
-        "from flows.watch import *\nprint(sweep(datetime.now(UTC) + timedelta(seconds=%d), server_up_s=0.0))"
+    told = subprocess.run(
+        [sys.executable, "-c", CRASH_AND_SWEEP, run],
+        env={**os.environ, **server.env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", words % seconds],
-            env={**os.environ, **server.env},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        ).stdout.split()[-1]
-        for seconds in (0, 60)
-    ]
-    assert told == ["0", "1"] and server.run(run)["state"]["name"] == "AwaitingRetry"
+    assert told.stdout.split() == ["0", "1"], told.stderr[-2000:]
+    assert server.run(run)["state"]["name"] == "AwaitingRetry"
