@@ -3,6 +3,8 @@
 # make test    the suite
 # make check   what CI runs: lint, types, suite
 # make bench   the public scoreboard
+# make lock    requirements.lock anew, with digests (needs uv)
+# make sbom    what is installed, as CycloneDX, in build/ (needs uv)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +12,7 @@ DEMO_OUT ?= demo-report
 # Tests in two processes: most of them keep one core busy.
 WORKERS ?= -n 2 --dist worksteal
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench lock sbom clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -32,10 +34,20 @@ test: setup
 check: setup
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/python .ci/audit.py
 	$(BIN)/python -m pytest $(WORKERS)
 
 bench: setup
 	$(BIN)/medsiam bench
+
+lock:
+	uv pip compile pyproject.toml --all-extras -c constraints.txt --generate-hashes --python-version 3.11 \
+		--no-annotate --custom-compile-command "make lock" -o requirements.lock
+
+sbom: setup
+	mkdir -p build
+	uvx --from cyclonedx-bom cyclonedx-py environment .venv --pyproject pyproject.toml \
+		--output-reproducible --of JSON -o build/sbom.cdx.json
 
 clean:
 	rm -rf .venv build dist $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -180,13 +180,20 @@ def _checked_tuple(value: Any, kinds: tuple[Any, ...], name: str, source: str) -
 
 
 def _checked_scalar(value: Any, kind: Any, name: str, source: str) -> Any:
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and type(value) in (int, float) and _is_finite(value):
         return float(value)
     if kind is Path and type(value) is str:
         return Path(value)
     if kind in (int, bool, str) and type(value) is kind:
         return value
     raise ConfigRefused(_wrong(name, value, IN_WORDS.get(kind, str(kind)), source))
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _check_range(value: Any, limits: tuple[float, float] | None, name: str, source: str) -> None:

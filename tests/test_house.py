@@ -1,5 +1,6 @@
 """The house is in order: packaging, make, CI and container say the same things."""
 
+import importlib.util
 import re
 import subprocess
 import tomllib
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import medsiam
@@ -63,6 +65,44 @@ def test_nothing_is_pinned_that_is_no_direct_dependency():
     """A stale pin keeps an unused library in mind."""
     extras = PROJECT["optional-dependencies"]
     assert set(pinned()) == {requirement.name.lower() for requirement in requirements(*extras)}
+
+
+def locked():
+    """Name to version and number of digests, as requirements.lock has them."""
+    blocks = re.split(r"^(?=[a-z0-9])", (ROOT / "requirements.lock").read_text(encoding="utf-8"), flags=re.M)
+    found = (re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", block) for block in blocks)
+    return {
+        canonicalize_name(match[1]): (Version(match[2]), block.count("--hash=sha256:"))
+        for match, block in zip(found, blocks, strict=True)
+        if match
+    }
+
+
+def test_every_package_in_the_lock_has_its_digests():
+    """One without would be taken from anybody."""
+    assert len(locked()) > 100 and all(count for _, count in locked().values())
+
+
+@pytest.mark.parametrize("requirement", requirements("dev"), ids=lambda r: r.name)
+def test_the_lock_holds_what_the_constraints_pin(requirement):
+    """Two truths about a version are none; `make lock` brings them together."""
+    assert locked()[canonicalize_name(requirement.name)][0] == pinned()[requirement.name.lower()]
+
+
+def test_an_audit_that_could_ask_nobody_is_no_good_news():
+    """Known and well, known and bad, and not known at all are three answers."""
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+    well = {"name": "a", "version": "1", "vulns": []}
+    bad = {"name": "b", "version": "2", "vulns": [{"id": "CVE-1"}]}
+    unknown = {"name": "c", "skip_reason": "not found"}
+    assert audit.verdict({"dependencies": [well, unknown]})[0] == 0
+    assert audit.verdict({"dependencies": [well, bad]}) == (
+        1,
+        "audit: 1 known vulnerabilities: b 2 (CVE-1); raise the versions, `make lock`",
+    )
+    assert "skipped" in audit.verdict({"dependencies": [unknown]})[1]
 
 
 def test_the_command_medsiam_is_the_command_line():

@@ -110,7 +110,7 @@ class Ledger:
             row = Row(**{name: value for name, value in told["row"].items() if name in names})
             inputs = tuple((str(a), str(b)) for a, b in told["inputs"])
             return Record(told["case_id"], told["key"], row, inputs, told["files"], told["pair"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def write(self, record: Record) -> None:

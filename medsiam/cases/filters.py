@@ -17,6 +17,7 @@ and every engine is made to agree.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -237,7 +238,11 @@ class _Parser:
         if token.kind not in ("text", "number"):
             self._refuse("a number or a 'text' in single quotes")
         self._next += 1
-        return token.text[1:-1].replace("''", "'") if token.kind == "text" else float(token.text)
+        if token.kind == "text":
+            return token.text[1:-1].replace("''", "'")
+        if not math.isfinite(float(token.text)):
+            raise FilterRefused(f"{token.text[:30]} is too large a number; write a smaller one")
+        return float(token.text)
 
     def _peek(self) -> _Token:
         return self._tokens[self._next]

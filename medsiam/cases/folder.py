@@ -78,7 +78,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise IndexRefused(
             f"there is no index in {folder}; make one with `medsiam index add SCAN --index {folder}`"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IndexDamaged(
             f"{folder / CARD} cannot be read ({type(error).__name__}); restore it from a backup"
         ) from error

@@ -138,7 +138,7 @@ def results_in(folder: Path) -> dict[str, Path]:
             report = json.loads(path.read_text(encoding="utf-8"))
             sha256 = report["provenance"]["inputs"][1]["sha256"]
             image = path.parent / FINDINGS_IMAGE
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
             continue
         if sha256 and report.get("findings") and image.is_file():
             found[str(sha256)] = image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,10 @@ Found = tuple[Header, tuple[Frame, ...]]
 
 DAMAGED = "a damaged DICOM file"
 
+# Between the lowest and the highest value there must be room for so many that float32
+# tells apart: an offset a million times the signal leaves steps instead of values.
+FEWEST_STEPS = 1000
+
 
 @dataclass(frozen=True, eq=False)
 class DicomContent:
@@ -41,6 +46,7 @@ def dicom_entries(sources: Iterable[Source], key: bytes) -> tuple[tuple[SeriesEn
     """The series of all DICOM files among the sources, and how many other files there were."""
     found: list[Found] = []
     damaged: list[tuple[Source, Unreadable]] = []
+    empty: list[Source] = []
     others = 0
     with Opener() as opener:
         for source in sources:
@@ -51,10 +57,15 @@ def dicom_entries(sources: Iterable[Source], key: bytes) -> tuple[tuple[SeriesEn
                 continue
             if header is None:
                 others += 1
+                empty += [source] * (source.size == 0)
             else:
                 found.append(header)
+    slices = {_pattern(header.source) for header, _ in found}
+    damaged += [(source, Unreadable(_EMPTY)) for source in empty if _pattern(source) in slices]
     found, lost = _without_lost(found)
-    damaged += [(header.source, Unreadable("it is cut short before its pixels")) for header in lost]
+    damaged += [
+        (header.source, Unreadable("it is cut short before its pixels; copy it again")) for header in lost
+    ]
     entries = [entry for group in series_of(found) for entry in _entries(group)]
     stray = _folders(source for source, _ in damaged) + _folders(
         h.source for h, _ in found if not h.series_uid
@@ -80,12 +91,17 @@ def read_dicom(entry: SeriesEntry) -> Volume:
 
 
 def check_varied(values: NDArray[np.float32]) -> None:
-    """Raises Unreadable where all voxels have one value, or one is no number."""
+    """Raises Unreadable where voxels are all alike, nearly so beside an offset, or one is no number."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise Unreadable("some voxels are not finite numbers after rescaling; export the image again")
     if low == high:
         raise Unreadable(f"all voxels have the one value {low:g}: the image is empty; export it again")
+    if (high - low) < FEWEST_STEPS * np.spacing(np.float32(max(abs(low), abs(high)))):
+        raise Unreadable(
+            f"voxels differ by {high - low:g} around {high:g}, which single precision cannot tell apart; "
+            "export the image without that offset"
+        )
 
 
 def digest(values: NDArray[np.float32], grid: Grid) -> str:
@@ -97,6 +113,14 @@ def digest(values: NDArray[np.float32], grid: Grid) -> str:
     return found.hexdigest()
 
 
+_EMPTY = "it is empty and named as the slices beside it; copy it again"
+
+
+def _pattern(source: Source) -> tuple[Path, str]:
+    """Where a file lies and how it is named, whatever its numbers: slices of one series are named alike."""
+    return _folders([source])[0], re.sub(r"\d+", "#", source.base_name)
+
+
 def _header(opener: Opener, source: Source, key: bytes) -> Found | None:
     """Header and frames of one file, None where it is no DICOM. Raises Unreadable where damaged."""
     named_dicom = source.base_name.lower().endswith(DICOM_ENDINGS)
@@ -104,6 +128,8 @@ def _header(opener: Opener, source: Source, key: bytes) -> Found | None:
         head = file.read(PREAMBLE_BYTES)
         file.seek(0)
         has_magic = head[128:] == b"DICM"
+        if head and len(head) < PREAMBLE_BYTES and not any(head):
+            raise Unreadable("it ends in its preamble; copy it again")
         if not has_magic and not named_dicom and not looks_like_dicom(head):
             return None
         try:
@@ -118,7 +144,7 @@ def _header(opener: Opener, source: Source, key: bytes) -> Found | None:
     if header.series_uid or (header.sop_class and not _is_cut_short(header)):
         return found
     if (has_magic or named_dicom) and not is_directory:
-        raise Unreadable("it tells no kind, no series or no pixels: the file is damaged or cut short")
+        raise Unreadable("it tells no kind, no series or no pixels: damaged or cut short; copy it again")
     return None
 
 
@@ -149,6 +175,10 @@ def _entries(group: Sequence[Found]) -> Iterator[SeriesEntry]:
 
 def _image_entries(group: Sequence[Found], kinds: Sequence[str]) -> Iterator[SeriesEntry]:
     headers = [header for header, _ in group]
+    for header in headers:
+        # First, since what a cut took away looks like a contradiction.
+        if _is_cut_short(header):
+            raise Unreadable(f"{_which(header)} is cut short before its pixels; export the series again")
     check_one_visit(headers)
     if any(kinds):
         raise Unreadable(
@@ -165,7 +195,7 @@ def _image_entries(group: Sequence[Found], kinds: Sequence[str]) -> Iterator[Ser
 
 
 def _check_file(header: Header, frames: Sequence[Frame]) -> None:
-    where = f"instance {header.instance_number}" if header.instance_number is not None else "one file"
+    where = _which(header)
     if header.problem:
         raise Unreadable(f"{where}: {header.problem}")
     if header.pixel is None or not frames:
@@ -175,6 +205,10 @@ def _check_file(header: Header, frames: Sequence[Frame]) -> None:
         raise Unreadable(
             f"{where} holds {header.pixel.frames} frames in a classic file, without a place for each"
         )
+
+
+def _which(header: Header) -> str:
+    return f"instance {header.instance_number}" if header.instance_number is not None else "one file"
 
 
 def _check_instances(headers: Sequence[Header]) -> None:

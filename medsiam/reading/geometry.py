@@ -85,6 +85,7 @@ def stack_of(frames: Sequence[Frame]) -> Stack:
     _check_doubles(ordered, along)
     _check_count(ordered)
     _check_even(ordered, along)
+    _check_order(ordered)
     _check_tilt_is_shown(ordered, axes[2])
     return _laid_out(ordered, positions[order], axes, spacing)
 
@@ -95,7 +96,8 @@ def orthonormal(first: NDArray[np.float64], second: NDArray[np.float64]) -> Matr
     Raises GeometryRefused where the two are no unit vectors at right angles
     within COSINE_TOLERANCE.
     """
-    lengths = np.linalg.norm([first, second], axis=1)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm([first, second], axis=1)
     if np.abs(lengths - 1).max() > COSINE_TOLERANCE or abs(first @ second) > COSINE_TOLERANCE:
         raise GeometryRefused(
             f"the image orientation is not two unit vectors at right angles "
@@ -214,6 +216,24 @@ def _check_even(frames: Sequence[Frame], along: NDArray[np.float64]) -> None:
             f"the slices are unevenly spaced: gaps of {smallest:.3f} to {gaps.max():.3f} mm, slice "
             f"{int(off.argmax()) + 1} of {len(frames)} lies {off.max():.3f} mm off an even stack "
             f"({tolerance:.3f} mm are tolerated); give an evenly spaced reconstruction"
+        )
+
+
+def _check_order(frames: Sequence[Frame]) -> None:
+    """Raises GeometryRefused where another tag puts the very same ladder of slices in another order.
+
+    SliceLocation and InStackPositionNumber are optional and often left as they were;
+    only where they are as even as the positions do they contradict them.
+    """
+    places = [frame.traits.get("told_place") for frame in frames]
+    if None in places:
+        return
+    steps, even = np.diff(np.array(places)), np.diff(np.sort(np.array(places)))
+    is_ladder = even.min() > 0 and even.max() < (1 + UNEVEN_SHARE) * even.min()
+    if is_ladder and not ((steps > 0).all() or (steps < 0).all()):
+        raise GeometryRefused(
+            f"the positions put the {len(frames)} slices in another order than their slice locations do, "
+            "so some of them lie in a wrong place; export the original series"
         )
 
 

@@ -102,7 +102,7 @@ def _decoded_batch(jobs: list[Job]) -> list[NDArray[Any]]:
             f"the decoder of the compressed pixels broke down (status {done.returncode}); "
             "they are damaged or hostile; export the series uncompressed"
         )
-    return list(_answers(done.stdout, len(jobs)))
+    return list(_answers(done.stdout, jobs))
 
 
 def _record(job: Job) -> bytes:
@@ -110,24 +110,36 @@ def _record(job: Job) -> bytes:
     return struct.pack("<Q", len(head)) + head + job.data
 
 
-def _answers(output: bytes, count: int) -> Iterator[NDArray[Any]]:
+def _answers(output: bytes, jobs: Sequence[Job]) -> Iterator[NDArray[Any]]:
     file = io.BytesIO(output)
-    for _ in range(count):
-        length = file.read(8)
-        if len(length) < 8:
+    for job in jobs:
+        try:
+            # A codec that was made to misbehave may write anything.
+            yield _answer(file, output, job)
+        except _NONSENSE as error:
             raise Unreadable(
-                "the decoder of the compressed pixels fell silent; export the series uncompressed"
-            )
-        head = json.loads(file.read(struct.unpack("<Q", length)[0]))
-        if "error" in head:
-            raise Unreadable(
-                f"compressed pixels cannot be decoded: {head['error']}; export the series uncompressed"
-            )
-        dtype = np.dtype(head["dtype"])
-        amount = math.prod(head["shape"])
-        array = np.frombuffer(output, dtype, amount, file.tell())
-        file.seek(amount * dtype.itemsize, io.SEEK_CUR)
-        yield array.reshape(head["shape"])
+                "the decoder of the compressed pixels answered nonsense "
+                f"({type(error).__name__}); they are damaged or hostile; export the series uncompressed"
+            ) from error
+
+
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, struct.error)
+
+
+def _answer(file: io.BytesIO, output: bytes, job: Job) -> NDArray[Any]:
+    """One answer as an array of the size that was asked for."""
+    head = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    if "error" in head:
+        raise Unreadable(
+            f"compressed pixels cannot be decoded: {str(head['error'])[:200]}; export the series uncompressed"
+        )
+    dtype = np.dtype(head["dtype"])
+    asked = tuple(job.options[name] for name in ("number_of_frames", "rows", "columns"))
+    if tuple(head["shape"]) != asked or dtype.kind not in "iu":
+        raise ValueError("another shape or kind than was asked for")
+    array = np.frombuffer(output, dtype, math.prod(asked), file.tell())
+    file.seek(array.nbytes, io.SEEK_CUR)
+    return array.reshape(asked)
 
 
 def _environment() -> dict[str, str]:

@@ -80,6 +80,11 @@ class PixelFormat:
     is_shape_inverse: bool = False
 
     @property
+    def lowest_bit(self) -> int:
+        """The bit of a cell in which stored values begin, nearly always 0."""
+        return self.high_bit + 1 - self.bits_stored
+
+    @property
     def frame_pixels(self) -> int:
         """Pixels of one frame."""
         return self.rows * self.columns
@@ -156,7 +161,7 @@ def header_of(parsed: Parsed, source: Source, key: bytes) -> tuple[Header, tuple
         header = Header(source=source, **values, **_technique(dataset, key))
         return header, _frames(dataset, header)
     except Malformed as error:
-        problem = f"{error.keyword} is no valid number or sequence"
+        problem = f"{error.keyword} is no valid number or sequence; export the series again"
     except Unreadable as error:
         problem = str(error)
     values.setdefault("pixel", None)
@@ -191,6 +196,14 @@ def _technique(dataset: Dataset, key: bytes) -> dict[str, Any]:
 def _instance_number(dataset: Dataset) -> int | None:
     try:
         return tags.integer(dataset, "InstanceNumber")
+    except Malformed:
+        return None
+
+
+def _lenient(dataset: Dataset, keyword: str) -> float | None:
+    # Of a tag that is optional and not relied on: broken is as good as absent.
+    try:
+        return tags.number(dataset, keyword)
     except Malformed:
         return None
 
@@ -242,7 +255,7 @@ def _pixel_format(parsed: Parsed) -> PixelFormat | None:
         photometric=(tags.words(dataset, "PhotometricInterpretation") or ("",))[0],
         place=parsed.pixels,
         lossy=tags.words(dataset, "LossyImageCompression") == ("01",),
-        padding=_padding(dataset),
+        padding=_lenient(dataset, "PixelPaddingValue"),
         has_lookup_table=bool(tags.items(dataset, "ModalityLUTSequence")),
         is_shape_inverse=tags.words(dataset, "PresentationLUTShape") == ("INVERSE",),
     )
@@ -253,13 +266,6 @@ def _is_signed(dataset: Dataset) -> bool:
     if found not in (None, 0, 1):
         raise Malformed("PixelRepresentation")
     return found == 1
-
-
-def _padding(dataset: Dataset) -> float | None:
-    try:
-        return tags.number(dataset, "PixelPaddingValue")
-    except Malformed:
-        return None
 
 
 def _frames(dataset: Dataset, header: Header) -> tuple[Frame, ...]:
@@ -293,6 +299,7 @@ def _classic_frame(dataset: Dataset, header: Header) -> Frame:
             acquisition=tags.number(dataset, "AcquisitionNumber"),
             stack=tags.text(dataset, "StackID") or None,
             kernel=tags.text(dataset, "ConvolutionKernel") or None,
+            told_place=_lenient(dataset, "SliceLocation"),
             is_calibrated=bool(tags.words(dataset, "PixelSpacingCalibrationType")) or None,
             has_rescale="RescaleSlope" in dataset or None,
         ),
@@ -355,6 +362,7 @@ def _enhanced_frame(groups: _Groups, header: Header, number: int) -> Frame:
             acquisition=tags.number(content, "FrameAcquisitionNumber"),
             stack=tags.text(content, "StackID") or None,
             kernel=tags.text(groups.get("CTReconstructionSequence"), "ConvolutionKernel") or None,
+            told_place=_lenient(content, "InStackPositionNumber"),
             distorted=tags.words(kind, "VolumetricProperties") == ("DISTORTED",) or None,
             has_rescale=bool(groups.get("PixelValueTransformationSequence")) or None,
         ),

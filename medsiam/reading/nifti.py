@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from medsiam.errors import GeometryRefused, InputRefused, ResourceExhausted, Unreadable
@@ -39,7 +40,9 @@ LARGE_BYTES, LARGE_INFLATION = 256 * 2**20, 300
 MOST_TRAILING_BYTES = 2**20
 
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-_READ_ERRORS = (EOFError, OSError, zlib.error, HeaderDataError, ValueError, KeyError, OverflowError)
+_READ_ERRORS = (
+    EOFError, OSError, zlib.error, HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,9 +308,15 @@ def _voxel_bytes(content: NiftiContent, length: int) -> memoryview:
         ) from error
     if len(data) < wanted:
         raise Unreadable(f"the file ends after {len(data)} of {wanted} bytes: it is cut short; copy it again")
-    if len(rest) > MOST_TRAILING_BYTES:
+    if len(rest) > MOST_TRAILING_BYTES or len(rest) >= _smallest_face(content):
         raise Unreadable("the file holds more than its header tells; write it again")
     return memoryview(data)[content.offset :]
+
+
+def _smallest_face(content: NiftiContent) -> int:
+    """Bytes that are left over where the header tells one voxel too few along some axis."""
+    sizes = sorted(size for size in content.shape_ijk if size > 1)
+    return int(np.prod(sizes[:-1])) * content.dtype.itemsize
 
 
 def _defined(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:

@@ -92,6 +92,11 @@ def read_values(frames: Sequence[Frame], modality: str) -> tuple[NDArray[np.floa
         raise ResourceExhausted(
             f"no memory for an image of {shape} voxels; free some, or use a larger machine"
         ) from error
+    if overfull and len({_pixel(frame).bits_stored for frame in frames}) > 1:
+        raise Unreadable(
+            "the slices tell different BitsStored, and some values need more bits than are told; a header "
+            "is damaged, export the series again"
+        )
     return values, (_OVERFULL,) if overfull else ()
 
 
@@ -271,10 +276,11 @@ def _convert(
         out[...] = stored * np.float64(frame.slope) + frame.intercept
         return overfull
     out[...] = stored
-    if frame.slope != 1.0:
-        out *= np.float32(frame.slope)
-    if frame.intercept != 0.0:
-        out += np.float32(frame.intercept)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused as a whole
+        if frame.slope != 1.0:
+            out *= np.float32(frame.slope)
+        if frame.intercept != 0.0:
+            out += np.float32(frame.intercept)
     return overfull
 
 

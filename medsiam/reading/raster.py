@@ -89,6 +89,7 @@ def _picture(file: Any) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file, formats=FORMATS)
+        pages = getattr(picture, "n_frames", 1)  # which reads on, to the last page
     except _OPEN_ERRORS as error:
         raise Unreadable(
             f"no PNG, TIFF or JPEG that can be read ({type(error).__name__}); save it again"
@@ -96,7 +97,6 @@ def _picture(file: Any) -> Image.Image:
     columns, rows = picture.size
     if rows * columns > MOST_FRAME_PIXELS or min(rows, columns) < SMALLEST_SIDE:
         raise Unreadable(f"a picture of {rows} x {columns} pixels is no radiograph; give the original")
-    pages = getattr(picture, "n_frames", 1)
     if pages != 1:
         raise Unreadable(f"a file of {pages} pages; give one page as a file of its own")
     if picture.mode not in _GREY_MODES | _COLOUR_MODES:

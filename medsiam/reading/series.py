@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,6 +41,12 @@ _MEANING = ("echo_time_ms", "component", "b_value", "temporal")
 
 # Series split by more tags at once are not met; the search stays small.
 MOST_TRAITS_AT_ONCE = 3
+
+
+# So many slices of a stack may not be rescaled otherwise than the rest; in fewer slices
+# than these nobody can tell who is odd.
+ODD_RESCALINGS = 0.1
+FEWEST_ALIKE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +135,30 @@ def _check_alike(frames: Sequence[Frame]) -> None:
             f"({' and '.join(f'{r} x {c}' for r, c in sorted(sizes)[:3])}); "
             "give them as separate series"
         )
+    _check_rescaling(frames)
+    if len({frame.header.pixel.lowest_bit for frame in frames if frame.header.pixel}) > 1:
+        raise Unreadable(
+            "the slices tell different places of their bits in a pixel cell (HighBit), so some values would "
+            "be multiplied; export the series again"
+        )
     if any(frame.traits.get("distorted") for frame in frames):
         raise GeometryRefused(
             "the frames are marked as distorted: their voxels lie on no grid; give the original"
+        )
+
+
+def _check_rescaling(frames: Sequence[Frame]) -> None:
+    """Raises Unreadable where nearly all slices are rescaled alike and a few otherwise.
+
+    A rescaling of each slice's own is legal, and then most differ (PET, some MR); one that
+    stands alone is a damaged header.
+    """
+    found = Counter((frame.slope, frame.intercept) for frame in frames)
+    odd = len(frames) - max(found.values())
+    if 0 < odd <= max(1, ODD_RESCALINGS * len(frames)) and len(frames) >= FEWEST_ALIKE:
+        raise Unreadable(
+            f"{odd} of {len(frames)} slices tell another RescaleSlope or RescaleIntercept than all the "
+            "others; a header is damaged, export the series again"
         )
 
 

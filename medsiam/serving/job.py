@@ -29,7 +29,7 @@ PAGES = {"compare": "report.html", "similar": "search.html"}
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 CONTENT = re.compile(r"[0-9a-f]{64}|")
 # PS3.5: digits and dots, 64 characters at most.
-UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)+")
+UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)+")
 LONGEST_TOLD = 400
 
 
