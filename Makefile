@@ -9,6 +9,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= demo-report
+# Tests in two processes: most of them keep one core busy.
+WORKERS ?= -n 2 --dist worksteal
 
 .PHONY: help setup demo test check bench lock sbom clean
 
@@ -27,13 +29,13 @@ demo: setup
 	$(BIN)/medsiam demo --out $(DEMO_OUT) --open
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: setup
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python .ci/audit.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 bench: setup
 	$(BIN)/medsiam bench

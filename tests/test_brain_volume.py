@@ -157,7 +157,7 @@ def test_an_affine_registration_counts_its_volume_ratio(shrunk, found):
         prior_from_half=np.linalg.inv(larger),
     )
     result = measured(affine)
-    assert result.log_ratio == pytest.approx(found.log_ratio + np.log(1.005), abs=1e-4)
+    assert result.log_ratio == pytest.approx(found.log_ratio + np.log(1.005), abs=5e-4)
     assert "affine" in result.note
 
 

@@ -169,7 +169,15 @@ def test_injected_lesions_have_the_volume_they_claim(grown):
     np.testing.assert_allclose(counts[large], np.array(made.volumes_mm3)[large], rtol=0.2)
     assert grown.tissue[made.labels > 0].mean() > 0.98
     assert set(made.thirds) == {0, 1, 2}
-    assert np.array_equal(made.pair.prior_half, grown.prior_half)
+    added = [
+        np.abs(after - before).sum()
+        for after, before in (
+            (made.pair.prior_half, grown.prior_half),
+            (made.pair.current_half, grown.current_half),
+        )
+    ]
+    # The slices' share of the lesions is taken out by halves, so that a trace stands in the other scan.
+    assert added[0] < 0.25 * added[1]
 
 
 @given(st.floats(0.02, 0.5), st.integers(0, 1000))

@@ -384,7 +384,9 @@ def course(tmp_path_factory):
     root = tmp_path_factory.mktemp("course")
     for visit in three_visits():
         write_visit(visit, root / visit.name, seed=0)
-    result = run(root / "v3", root / "v1", root / "v2", "--out", root / "out", "--formats", "json,html")
+    result = run(
+        root / "v3", root / "v1", root / "v2", "--out", root / "out", "--formats", "json,html", "--fast"
+    )
     assert result.exit_code == 0, result.stderr
     return root, result
 

@@ -151,7 +151,7 @@ class Run:
                            wait=wait, progress=lambda step: self.progress(step, self._told()))  # fmt: skip
         except ArchiveRefused as error:
             self._late.append(case)
-            self.rows[case.case_id] = _away(case, error)
+            self.rows[case.case_id] = away(case, error)
             self.log("late", {"case": case.case_id, "code": error.code})
             return
         except ResourceExhausted:
@@ -185,7 +185,7 @@ class Run:
         return Told(len(self.rows), self.total, 3600.0 / max(each_s, 1e-6), left * each_s)
 
 
-def _away(case: Case, error: ArchiveRefused) -> Row:
+def away(case: Case, error: ArchiveRefused) -> Row:
     """The row of a case whose scans could not be fetched; no record is kept, so the next run tries again."""
     return replace(
         Row(case.case_id, case.kind, "refused", case.patient_key),

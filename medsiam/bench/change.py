@@ -16,6 +16,7 @@ from medsiam.change.comparison import Comparison
 from medsiam.compare import compare
 from medsiam.pairing.motion import about, translation
 from medsiam.pairing.sampling import sample
+from medsiam.phantom import Lesion, Scan, flair_acquisition, head_phantom, position
 from medsiam.reading import read_volume
 from medsiam.volume import Volume
 
@@ -29,6 +30,11 @@ PRECISION = {"patient01": "plain subtraction .42", "patient19": "plain subtracti
 SMALLEST_LESION_MM3 = 30.0
 # Scans made anew of each visit, and their noise as a share of the brightest tissue.
 RESCANS_OF_EACH, NOISE_OF_TOP = 3, 0.02
+# Made-up heads: pairs, voxel sizes (k, j, i) in mm, the share of pairs with one of them alone, and the
+# lesions, which do not change.
+MADE_UP_PAIRS, SAME_SLICES = 20, 0.5
+SPACINGS_MM = ((4.0, 2.0, 2.0), (5.0, 2.0, 2.0), (3.0, 1.5, 1.5), (2.0, 2.0, 4.0), (2.0, 4.0, 2.0))
+OLD_LESIONS = (Lesion((20.0, 26.0, 26.0), (5.0, 6.0, 5.0)),)
 
 
 def measure(data: Path | None, seed: int) -> Scores:
@@ -38,6 +44,7 @@ def measure(data: Path | None, seed: int) -> Scores:
     rows += _same_day_rows(data_folder(data), seed)
     rows += [row for pair in pairs for row in _self_rows(pair, seed)]
     rows += _rescan_rows(pairs, seed)
+    rows += _made_up_rows(seed)
     return Scores("change", "ms-longitudinal, mr-same-day", seed, tuple(rows))
 
 
@@ -123,6 +130,31 @@ def _rescan_rows(pairs: list[MsPair], seed: int) -> Iterator[Score]:
                 findings += len(result.findings)
     yield Score(f"false findings a pair, of {made} scans made anew", findings / made, "nominal .05", "<= .05")
     yield Score("of them, without a verdict", abstained / made)
+
+
+def _made_up_rows(seed: int) -> Iterator[Score]:
+    """Findings between two scans of one made-up head, in coarse slices along any axis and in another pose."""
+    findings = abstained = 0
+    for n in range(MADE_UP_PAIRS):
+        random = np.random.default_rng([seed, n])
+        spacing = [SPACINGS_MM[i] for i in random.integers(len(SPACINGS_MM), size=2)]
+        if random.random() < SAME_SLICES:
+            spacing[1] = spacing[0]
+        noise = random.uniform(3.0, 9.0) * np.array([1.0, random.uniform(0.7, 1.4)])
+        pose = position(tuple(random.uniform(-6.0, 6.0, 3)), tuple(random.uniform(-8.0, 8.0, 3)))
+        scans: list[Volume] = []
+        for step, level, where in zip(spacing, noise, (None, pose), strict=True):
+            scan = Scan(step, noise=float(level), bias=0.05, seed=2 * n + len(scans))
+            made = head_phantom(
+                OLD_LESIONS, scan=scan, world_from_head=where, acquisition=flair_acquisition(scan)
+            )
+            scans.append(made.volume)
+        result = compare(scans[0], scans[1], seed=seed, fast=True)
+        abstained += result.verdict == "indeterminate"
+        findings += len(result.findings)
+    what = f"false findings a pair, of {MADE_UP_PAIRS} made-up heads in coarse slices"
+    yield Score(what, findings / MADE_UP_PAIRS, "nominal .05", "<= .05")
+    yield Score("of them, without a verdict", abstained / MADE_UP_PAIRS)
 
 
 def scanned_again(scan: Volume, random: np.random.Generator) -> Volume:

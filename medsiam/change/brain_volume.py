@@ -35,8 +35,8 @@ from medsiam.pairing.deformable import (
     waves,
 )
 from medsiam.pairing.intensity import robust_deviation, thinned
-from medsiam.pairing.pair_up import like_sharpness
 from medsiam.pairing.sampling import Field, sample, smooth
+from medsiam.pairing.slicing import slicings_of, with_like_slices
 from medsiam.pairing.values import Pair
 from medsiam.volume import transform
 
@@ -245,23 +245,20 @@ def brain_scans(pair: Pair, settings: DeformationSettings) -> BrainScans | None:
     return BrainScans(prior, current, fields[2], *levels, step)
 
 
-def _unequalised(pair: Pair) -> list[Field]:
-    """Both scans on the halfway grid, equal in sharpness and in the typical tissue's value alone.
+def _unequalised(pair: Pair) -> tuple[Field, Field]:
+    """Both scans on the halfway grid, equal in their slices and in the typical tissue's value alone.
 
     The pair's own halves have one contrast curve, which takes every voxel that holds a
     little more fluid than before for one of another contrast: much of the change is lost.
     """
-    device = torch.device("cpu")
-    ways = (
-        (pair.prior, pair.current, pair.prior_from_half),
-        (pair.current, pair.prior, pair.current_from_half),
-    )
-    images = [
-        sample(like_sharpness(one, other, device), one.grid, pair.grid, motion, outside="border")
-        for one, other, motion in ways
-    ]
+    volumes, motions = (pair.prior, pair.current), (pair.prior_from_half, pair.current_from_half)
     tissue = torch.from_numpy(pair.tissue)
-    return [image / max(_median(image[tissue]), 1e-6) for image in images]
+    images = [
+        sample(torch.tensor(volume.array), volume.grid, pair.grid, motion, outside="border")
+        for volume, motion in zip(volumes, motions, strict=True)
+    ]
+    prior, current = (image / max(_median(image[tissue]), 1e-6) for image in images)
+    return with_like_slices(prior, current, slicings_of(volumes, motions, pair.grid))
 
 
 def _coarser(fields: Field, spacing_mm: float, step_mm: float) -> Field:

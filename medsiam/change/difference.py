@@ -49,6 +49,8 @@ class DifferenceMap:
     contrast   (K, J, I) float32, current minus prior after smoothing, in units of the
                typical tissue value
     noise      likewise, the deviation that this pair's noise has there
+    slices     likewise, what the slices made of the difference there, before it was taken out:
+               it is known to within itself
     evidence   likewise, one is noticeable: contrast over noise, and where lesions are known
                to be bright only as far as the brighter scan is abnormal there
     mean       likewise, of both scans after smoothing, not zero outside
@@ -60,6 +62,7 @@ class DifferenceMap:
 
     contrast: NDArray[np.float32]
     noise: NDArray[np.float32]
+    slices: NDArray[np.float32]
     evidence: NDArray[np.float32]
     standing: NDArray[np.float32]
     mean: NDArray[np.float32]
@@ -91,7 +94,10 @@ def measure_difference(pair: Pair, settings: DifferenceSettings, device: torch.d
     sigma = _voxels(max(settings.smoothing_mm, 0.7 * spacing_mm), spacing_mm)
     one, other = smooth(prior, sigma), smooth(current, sigma)
     contrast = _without_protocol(other - one, 0.5 * (one + other), pair, tissue) * tissue
-    noise = _noise(contrast, steepness(0.5 * (one + other)), tissue, spacing_mm, settings)
+    slices = torch.zeros_like(contrast)
+    if pair.slice_gap is not None:
+        slices = smooth(torch.tensor(pair.slice_gap, device=device).abs(), sigma) * tissue
+    noise = _noise(contrast, steepness(0.5 * (one + other)), tissue, spacing_mm, settings).hypot(slices)
     evidence = contrast / noise
     bright = shows_lesions_bright(pair)
     if bright:
@@ -108,6 +114,7 @@ def measure_difference(pair: Pair, settings: DifferenceSettings, device: torch.d
     return DifferenceMap(
         contrast=contrast.cpu().numpy(),
         noise=noise.cpu().numpy(),
+        slices=slices.cpu().numpy(),
         evidence=(evidence * tissue).cpu().numpy(),
         standing=(standing * tissue).cpu().numpy(),
         mean=(0.5 * (one + other)).cpu().numpy(),

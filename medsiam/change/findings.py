@@ -21,7 +21,7 @@ from scipy import ndimage
 from medsiam.change.comparison import Finding, Kind
 from medsiam.change.difference import DifferenceMap
 from medsiam.change.noise_rate import NoiseRate
-from medsiam.change.volumes import volumes_ml
+from medsiam.change.volumes import measure_volumes
 from medsiam.pairing.intensity import robust_deviation
 from medsiam.pairing.sampling import smooth
 from medsiam.pairing.values import Pair
@@ -33,16 +33,18 @@ class FindingSettings:
     """What counts as a finding.
 
     threshold        evidence from which a voxel belongs to a finding
-    seed             evidence that at least one of its voxels must reach; slices of another
-                     thickness, which pseudo-rescans lack, make up to 2.7 at edges of made-up heads
     least_strength   deviations that a candidate's strongest place must reach
-    least_contrast   mean contrast, in units of the typical tissue value (CT: of 100 HU);
-                     flow in vessels alone changes signal by nearly as much
+    least_contrast   mean contrast beyond what the slices make, in units of the typical tissue
+                     value (CT: of 100 HU), in voxels of VOXEL_MM3; larger ones cut more of the
+                     anatomy otherwise, in proportion to their length
+    least_contrast_bright  likewise where lesions are bright (FLAIR): flow and enhancement, which
+                     change other signals by nearly as much, seldom are
+    least_deviations the same contrast, in deviations of the noise there, likewise
     rim_mm           the most certain voxel must lie this far inside the region,
                      whose border is known to one voxel of the network that finds it
     least_mm3        smallest volume of change
-    least_share      smallest change of a structure's volume, as a share of its larger
-                     state: within one scanner volumes repeat to about 15 %
+    least_share      smallest change of a structure's volume, as a share of its larger state
+    least_share_of_place  likewise of what fills the place of change alone
     significance     false discovery rate; in a scan without change, the chance of any finding
     scales_mm        sizes of the matched filters over which strength is taken
     reach_mm         how far a lesion may go beyond its change when it is measured
@@ -50,12 +52,14 @@ class FindingSettings:
     """
 
     threshold: float = 1.0
-    seed: float = 3.0
     least_strength: float = 3.5
-    least_contrast: float = 0.15
+    least_contrast: float = 0.09
+    least_contrast_bright: float = 0.08
+    least_deviations: float = 1.7
     rim_mm: float = 3.0
-    least_mm3: float = 12.0
-    least_share: float = 0.15
+    least_mm3: float = 8.0
+    least_share: float = 0.05
+    least_share_of_place: float = 0.3
     significance: float = 0.05
     scales_mm: tuple[float, ...] = (1.0, 2.0)
     reach_mm: float = 6.0
@@ -108,6 +112,8 @@ class FoundChange:
     p_value: float
 
 
+# The voxel for which the least contrast is given: 1 by 1 by 3 mm.
+VOXEL_MM3 = 3.0
 # Robust deviations per smoothing scale are taken with at least this noise.
 LEAST_SPREAD = 0.05
 
@@ -117,18 +123,29 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
     strength = _strength(pair, difference, settings)
     labels, signs = _components(pair, difference, strength, settings)
     depth_mm = ndimage.distance_transform_edt(pair.tissue) * float(pair.grid.spacing_mm[-1])
+    least = settings.least_contrast_bright if difference.bright else settings.least_contrast
+    voxel_mm3 = max(volume.grid.voxel_ml for volume in (pair.prior, pair.current)) * 1000.0
+    coarser = max(1.0, (voxel_mm3 / VOXEL_MM3) ** (1.0 / 3.0))
     out = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         place = labels[box] == label
-        contrast = float(np.abs(difference.contrast[box][place]).mean())
+        beyond = np.abs(difference.contrast[box][place]) - difference.slices[box][place]
+        contrast = float(beyond.clip(min=0.0).mean())
+        noise = float(difference.noise[box][place].mean())
         strongest = int(np.abs(difference.evidence[box][place]).argmax())
-        if contrast < settings.least_contrast or depth_mm[box][place][strongest] < settings.rim_mm:
+        if contrast < coarser * max(least, settings.least_deviations * noise):
+            continue
+        if depth_mm[box][place][strongest] < settings.rim_mm:
             continue
         sign = signs[label - 1]
-        volumes = volumes_ml(label, sign, labels, pair, settings.reach_mm)
-        least_ml = max(settings.least_share * max(volumes), settings.least_mm3 / 1000.0)
-        if abs(volumes[1] - volumes[0]) >= least_ml:
-            out.append(Candidate(label, sign, float(strength[box][place].max()), *volumes))
+        volumes = measure_volumes(label, sign, labels, pair, settings.reach_mm)
+        before_ml, after_ml = volumes.structure
+        if (
+            volumes.share_of_place >= settings.least_share_of_place
+            and volumes.share >= settings.least_share
+            and abs(after_ml - before_ml) * 1000.0 >= settings.least_mm3
+        ):
+            out.append(Candidate(label, sign, float(strength[box][place].max()), before_ml, after_ml))
     return Candidates(labels, tuple(out))
 
 
@@ -181,8 +198,7 @@ def _components(
         parts, _ = ndimage.label(direction * difference.evidence >= settings.threshold)
         for part, box in enumerate(ndimage.find_objects(parts), start=1):
             place = parts[box] == part
-            seeded = float((direction * difference.evidence)[box][place].max()) >= settings.seed
-            if place.sum() < least or not seeded or strength[box][place].max() < settings.least_strength:
+            if place.sum() < least or strength[box][place].max() < settings.least_strength:
                 continue
             signs.append(1 if float(difference.standing[box][place].sum()) >= 0.0 else -1)
             labels[box][place] = len(signs)

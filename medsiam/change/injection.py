@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage, optimize, special
 
-from medsiam.pairing.sampling import smooth
+from medsiam.pairing.slicing import slicings_of, with_like_slices
 from medsiam.pairing.values import Pair
-from medsiam.volume import Grid, Matrix
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ def injected(
 
     bright  all lesions are brighter than the tissue; otherwise each is by chance brighter or darker
     """
-    scan = pair.prior if into_prior else pair.current
     least = max(LEAST_MM3, LEAST_VOXELS * max(v.grid.voxel_ml for v in (pair.prior, pair.current)) * 1e3)
     centres = _centres(pair, settings, random)
     volumes = least * SPAN ** random.random(len(centres))
@@ -82,11 +80,18 @@ def injected(
         box, share = _ellipsoid(pair, centre, float(volume), random)
         relief[box] += sign * share
         labels[box][share >= 0.5] = n
-    motion = pair.prior_from_half if into_prior else pair.current_from_half
-    seen = smooth(torch.from_numpy(relief), _slice_blur(pair, scan.grid, motion)).numpy()
-    still = pair.prior_half if into_prior else pair.current_half
-    half = (still + settings.contrast * seen).astype(np.float32)
-    changed = replace(pair, prior_half=half) if into_prior else replace(pair, current_half=half)
+    slicings = slicings_of(
+        (pair.prior, pair.current), (pair.prior_from_half, pair.current_from_half), pair.grid
+    )
+    shown = slicings[0 if into_prior else 1].shows(settings.contrast * torch.from_numpy(relief))
+    nothing = torch.zeros_like(shown)
+    # What the other scan's slices make of it goes through the same step as the pair did.
+    added = with_like_slices(*((shown, nothing) if into_prior else (nothing, shown)), slicings)
+    changed = replace(
+        pair,
+        prior_half=pair.prior_half + added[0].numpy(),
+        current_half=pair.current_half + added[1].numpy(),
+    )
     low, high = _extent(pair)
     thirds = np.clip((centres[:, 0] - low) * 3 // max(high - low, 1), 0, 2) if len(centres) else centres
     return Injected(changed, labels, tuple(volumes.tolist()), tuple(int(third) for third in thirds.ravel()))
@@ -170,18 +175,3 @@ def _ellipsoid(
     ]
     distance_mm = (np.sqrt(sum(squares)) - 1.0) * float(radii_mm.mean())
     return box, special.expit(-distance_mm / EDGE_MM).astype(np.float32)
-
-
-def _slice_blur(pair: Pair, grid: Grid, scan_from_half: Matrix) -> tuple[float, float, float]:
-    """Sigma in halfway voxels of what the scan's own voxels, and their linear interpolation, blur.
-
-    A voxel of length t blurs like a Gaussian of variance t^2 / 12, interpolation as much again.
-    """
-    half_from_scan = np.linalg.inv(scan_from_half)[:3, :3]
-    axes = pair.grid.world_from_index[:3, :3] / pair.grid.spacing_mm
-    variance = np.zeros(3)
-    for axis, length_mm in enumerate(grid.spacing_mm):
-        direction = axes.T @ half_from_scan @ (grid.world_from_index[:3, axis] / length_mm)
-        variance += direction**2 * length_mm**2 / 6.0
-    k, j, i = np.sqrt(variance) / pair.grid.spacing_mm
-    return float(k), float(j), float(i)

@@ -92,7 +92,7 @@ def measure_change(
     most = MOST_ERASED_FAST if settings.fast else MOST_ERASED
     erased = erase_test(forward, floor.rate, steps, device, most=most)
     shown, note = _shown(forward, device, fast=settings.fast)
-    doubt = reversal_doubt(reversal) or _blind(floor)
+    doubt = reversal_doubt(reversal) or ("" if found.findings else _blind(floor))
     return MeasuredChange(forward, shown, floor.told, reversal, erased, doubt, note)
 
 

@@ -6,6 +6,8 @@ to the lesion's level: that is how a voxel on its edge is partly filled.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -14,24 +16,53 @@ from medsiam.pairing.values import Pair
 
 # How far (mm) around a change its surroundings begin, and how far beyond the reach they end.
 NEAR_MM, BEYOND_MM = 2.0, 4.0
+# Beyond the place itself a structure belongs to the lesion where it is filled this far: grey
+# matter beside a lesion in white matter often passes half the way.
+CORE = 0.75
 # Fewer voxels of surroundings than this do not tell their value.
 FEWEST_AROUND = 20
 
 
-def volumes_ml(
+@dataclass(frozen=True)
+class ChangedVolumes:
+    """Volumes in ml in prior and current: of the structure, and within the place of change alone."""
+
+    structure: tuple[float, float]
+    place: tuple[float, float]
+
+    @property
+    def share(self) -> float:
+        """The change of the structure's volume, as a share of its larger state."""
+        return _share(self.structure)
+
+    @property
+    def share_of_place(self) -> float:
+        """Likewise of what fills the place of change."""
+        return _share(self.place)
+
+
+def _share(volumes_ml: tuple[float, float]) -> float:
+    return abs(volumes_ml[1] - volumes_ml[0]) / max(*volumes_ml, 1e-9)
+
+
+def measure_volumes(
     n: int, sign: int, labels: NDArray[np.int32], pair: Pair, reach_mm: float
-) -> tuple[float, float]:
-    """Volumes in ml in prior and current whose difference has the finding's sign, or equal ones.
+) -> ChangedVolumes:
+    """Volumes whose differences have the finding's sign, or equal ones.
 
     n, labels  (K, J, I) int32 on the halfway grid, the place of change is labels == n
     reach_mm   how far a lesion may go beyond its change
     """
-    before_ml, after_ml = _filled_ml(n, labels, pair, reach_mm)
-    if (after_ml - before_ml) * sign <= 0.0:
-        # A structure may change both ways, and its sum tell the opposite of this
-        # place; then only the place itself is measured.
-        before_ml, after_ml = _filled_ml(n, labels, pair, reach_mm, within_place=True)
-    return (before_ml, after_ml) if (after_ml - before_ml) * sign > 0.0 else (before_ml, before_ml)
+    place = _signed(_filled_ml(n, labels, pair, reach_mm, within_place=True), sign)
+    structure = _filled_ml(n, labels, pair, reach_mm)
+    # A structure may change both ways, and its sum tell the opposite of this
+    # place; then only the place itself is measured.
+    return ChangedVolumes(structure if (structure[1] - structure[0]) * sign > 0.0 else place, place)
+
+
+def _signed(volumes_ml: tuple[float, float], sign: int) -> tuple[float, float]:
+    before_ml, after_ml = volumes_ml
+    return volumes_ml if (after_ml - before_ml) * sign > 0.0 else (before_ml, before_ml)
 
 
 def _filled_ml(
@@ -53,8 +84,10 @@ def _filled_ml(
         (_level(values[place], around) for values in (prior, current)), key=lambda value: abs(value - around)
     )
     filled = [_filled(values, around, level) for values in (prior, current)]
-    reach = (np.maximum(*filled) > 0.5) & (distance <= reach_mm) & pair.tissue[box]
-    parts, _ = ndimage.label(reach | place)
+    most = np.maximum(*filled)
+    seen = (distance <= reach_mm) & pair.tissue[box]
+    core = ndimage.binary_dilation(place | (seen & (most > CORE)))
+    parts, _ = ndimage.label((core & seen & (most > 0.5)) | place)
     lesion = np.isin(parts, np.unique(parts[place]))
     lesion = place if within_place else lesion & ((labels[box] == 0) | place)
     voxel_ml = pair.grid.voxel_ml

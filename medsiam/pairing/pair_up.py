@@ -11,7 +11,8 @@ from medsiam.pairing.intensity import IntensitySettings, equalise
 from medsiam.pairing.motion import half_of
 from medsiam.pairing.region import Region, find_region
 from medsiam.pairing.registration import RegistrationSettings, Scan, register
-from medsiam.pairing.sampling import Field, coverage, covering, cropped, isotropic, sample, smooth
+from medsiam.pairing.sampling import coverage, covering, cropped, isotropic, sample
+from medsiam.pairing.slicing import slice_gap, slicings_of
 from medsiam.pairing.values import Comparability, Pair, Registration
 from medsiam.volume import Grid, Matrix, Volume
 
@@ -85,13 +86,17 @@ def bring_together(
     ]
     tissue = torch.minimum(*weights) > TISSUE_SHARE
     fields = [
-        sample(like_sharpness(v, o, device), v.grid, grid, m, outside="border")
-        for v, o, m in zip((prior, current), (current, prior), motions, strict=True)
+        sample(torch.tensor(v.array, device=device), v.grid, grid, m, outside="border")
+        for v, m in zip((prior, current), motions, strict=True)
     ]
     spacing_mm = float(grid.spacing_mm[-1])
     if tissue.any():
         signed = prior.acquisition.modality == "CT"
         fields = list(equalise(fields[0], fields[1], tissue, spacing_mm, settings, signed=signed))
+    gap = None
+    if not grid.is_flat:
+        gap = slice_gap(fields[0], fields[1], slicings_of((prior, current), motions, grid))
+        fields = [fields[0] + 0.5 * gap, fields[1] - 0.5 * gap]
     kinds = [
         sample(torch.tensor(r.tissue, device=device), v.grid, grid, m)
         for v, r, m in zip((prior, current), regions, motions, strict=True)
@@ -110,6 +115,7 @@ def bring_together(
         tissue_kinds=torch.stack(kinds).mean(dim=0).cpu().numpy() if len(kinds) == 2 else None,
         prior_from_half=motions[0],
         current_from_half=motions[1],
+        slice_gap=None if gap is None else gap.cpu().numpy(),
         notes=tuple(dict.fromkeys(region.note for region in regions)),
     )
 
@@ -131,29 +137,3 @@ def _halfway_grid(
     finest = min(float(volume.grid.spacing_mm.min()) for volume in volumes)
     spacing = max(FINEST_MM, finest, float((millilitres * 1000.0 / MOST_VOXELS) ** (1.0 / 3.0)))
     return covering(boxes, (spacing,) * 3)
-
-
-def like_sharpness(volume: Volume, other: Volume, device: torch.device) -> Field:
-    """The volume, smoothed along its slice axis where the other's slices are thicker.
-
-    A slice of thickness t blurs like a Gaussian of variance t^2 / 12 along its
-    normal; the sharper scan gets the difference. Only where both slice axes agree
-    within 30 degrees: elsewhere the blurs lie across each other.
-    """
-    field = torch.tensor(volume.array, device=device)
-    own, others = volume.grid, other.grid
-    if own.is_flat:
-        return field
-    axis = int(np.argmax(own.spacing_mm))
-    partner = int(np.argmax(others.spacing_mm))
-    normals = [
-        grid.world_from_index[:3, a] / grid.spacing_mm[a] for grid, a in ((own, axis), (others, partner))
-    ]
-    if abs(float(normals[0] @ normals[1])) < np.cos(np.radians(30.0)):
-        return field
-    excess = float(others.spacing_mm[partner] ** 2 - own.spacing_mm[axis] ** 2) / 12.0
-    if excess <= 0.0:
-        return field
-    sigma = [0.0, 0.0, 0.0]
-    sigma[axis] = float(np.sqrt(excess) / own.spacing_mm[axis])
-    return smooth(field, (sigma[0], sigma[1], sigma[2]))

@@ -65,13 +65,15 @@ class Pair:
     """Two scans in their halfway space, each interpolated once, gains equal.
 
     grid            the halfway grid
-    prior_half      (K, J, I) float32 on the halfway grid, equalised
+    prior_half      (K, J, I) float32 on the halfway grid, equalised, each slicing's share taken out
     current_half    likewise
     tissue          bool: where change is looked for (inside the brain or body, in both)
     tissue_kinds    (5, K, J, I) probabilities of outside, fluid, grey, white, hind brain;
                     None where the region is no brain
     region          "brain", "body" or "field" (a radiograph)
     prior_from_half, current_from_half   4 x 4 LPS mm
+    slice_gap       (K, J, I) float32, what the slices alone made of the difference and was taken
+                    out; None for radiographs
     notes           what was chosen on the way, plain sentences
     """
 
@@ -87,4 +89,5 @@ class Pair:
     tissue_kinds: NDArray[np.float32] | None
     prior_from_half: Matrix
     current_from_half: Matrix
+    slice_gap: NDArray[np.float32] | None = None
     notes: tuple[str, ...] = ()
