@@ -9,8 +9,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= demo-report
-# Tests in two processes: most of them keep one core busy.
-WORKERS ?= -n 2 --dist worksteal
+# Tests in two processes, a file in one of them: most keep one core busy, and some build on those above them.
+WORKERS ?= -n 2 --dist loadfile
 
 .PHONY: help setup demo test check bench lock sbom clean
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -134,7 +135,7 @@ told(night_audit(archive, f"{root}/audit", config=config, return_state=True))
 (row,) = json.loads(Path(f"{root}/audit/worklist.json").read_text())["rows"]
 told(compare_patient(archive, f"{root}/audit", row["patient_key"], config, return_state=True))
 told(index_archive(archive, f"{root}/cases", f"{root}/audit", config=config, return_state=True))
-told(similar_cases(f"{archive}/P000/visit0", f"{root}/cases", f"{root}/found", 3, config, return_state=True))
+told(similar_cases(f"{root}/query", f"{root}/cases", f"{root}/found", 3, config, return_state=True))
 told(drift_watch(f"{root}/audit", archive, config, return_state=True))
 told(train_encoder(f"{root}/none.yaml", f"{root}/run", config, return_state=True))
 """
@@ -144,6 +145,8 @@ told(train_encoder(f"{root}/none.yaml", f"{root}/run", config, return_state=True
 def test_every_other_flow_does_its_work_on_a_device_of_its_own(server, tmp_path):
     """With the processor as the device: the audit, one patient, index, search, drift; training refuses."""
     archive = write_archive(tmp_path / "scans", 1, 2)
+    # A path is the caller's own word, and stands in the server's data base as it was given.
+    shutil.copytree(archive / "P000" / "visit0", tmp_path / "query")
     told = subprocess.run(
         [sys.executable, "-c", ALL_OTHERS, str(archive), str(tmp_path)],
         env={**os.environ, **server.env},
