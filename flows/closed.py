@@ -11,9 +11,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from traceback import extract_tb
 
-from medsiam.errors import ArchiveRefused, MedsiamError, ResourceExhausted, as_medsiam_error
+from medsiam.errors import ArchiveRefused, MedsiamError, ResourceExhausted, as_medsiam_error, own_frame
 
 # Of the worker's console alone: Prefect sends what its own loggers say.
 LOGGER = logging.getLogger("medsiam.flows")
@@ -51,7 +50,5 @@ def _without_words(error: Exception) -> FlowStopped:
         # The digest tells equal refusals from different ones.
         digest = hashlib.sha256(str(named).encode("utf-8", "surrogateescape")).hexdigest()[:8]
         return FlowStopped(f"refused ({named.code}, text {digest} in the worker's log)")
-    frames = extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(HOME)]
-    frame = (ours or frames)[-1]
+    frame = own_frame(error, HOME)
     return FlowStopped(f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}")

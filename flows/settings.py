@@ -100,4 +100,4 @@ class FlowSettings:
 
 def settings_of(config: str | Path) -> FlowSettings:
     """The settings of a file, the defaults for "". Raises ConfigRefused."""
-    return load_settings(config, FlowSettings) if str(config) else FlowSettings()
+    return load_settings(config if str(config) else None, FlowSettings)

@@ -83,7 +83,7 @@ def batch(
     from medsiam.pacs.settings import PacsSettings
 
     settings = BatchSettings(
-        compare=CompareSettings() if config is None else load_settings(config, CompareSettings),
+        compare=load_settings(config, CompareSettings),
         fast=fast,
         seed=seed,
         device=device,
@@ -91,7 +91,7 @@ def batch(
         formats=wanted,
         index=None if index is None else str(index),
         all_series=all_series,
-        pacs=PacsSettings() if pacs_config is None else load_settings(pacs_config, PacsSettings),
+        pacs=load_settings(pacs_config, PacsSettings),
     )
     if index is not None:
         from medsiam.cases.index import CaseIndex

@@ -49,7 +49,7 @@ def send(
     from medsiam.pacs.opening import open_archive
     from medsiam.pacs.settings import PacsSettings
 
-    settings = PacsSettings() if pacs_config is None else load_settings(pacs_config, PacsSettings)
+    settings = load_settings(pacs_config, PacsSettings)
     stored = send_folder(open_archive(to, settings.archive), folder)
     if as_json:
         failed = [{"sop_instance_uid": uid, "reason": reason} for uid, reason in stored.failed]
@@ -119,7 +119,7 @@ def two_scans(
     from medsiam.pacs.opening import open_archive
     from medsiam.pacs.settings import PacsSettings
 
-    settings = PacsSettings() if config is None else load_settings(config, PacsSettings)
+    settings = load_settings(config, PacsSettings)
     with tempfile.TemporaryDirectory(prefix="medsiam-") as folder:
         opened = open_archive(url, settings.archive)
         fetched = fetch_with_prior(opened, study, Path(folder), settings.prior, progress)

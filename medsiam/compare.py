@@ -67,7 +67,7 @@ def compare_series(
     be given, ConfigRefused for settings that do not exist.
     """
     started = time.perf_counter()
-    settings = CompareSettings() if config is None else load_settings(config, CompareSettings)
+    settings = load_settings(config, CompareSettings)
     progress("reading")
     volumes, told = _read_pair(Path(prior), Path(current), prior_series, current_series)
     notes = check_identity(

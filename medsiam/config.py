@@ -69,11 +69,15 @@ class CompareSettings:
         )
 
 
-def load_settings(path: str | Path, kind: type[T]) -> T:
+def load_settings(path: str | Path | None, kind: type[T]) -> T:
     """The settings of a YAML file as the dataclass `kind`; what the file leaves out keeps its default.
+
+    path  None for the defaults alone
 
     Raises ConfigRefused, naming file, key and remedy.
     """
+    if path is None:
+        return kind()
     return settings_from(read_yaml(path), kind, source=str(path))
 
 

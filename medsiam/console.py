@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medsiam.errors import InputRefused, MedsiamError, as_medsiam_error
+from medsiam.errors import InputRefused, MedsiamError, as_medsiam_error, one_line
 
 # Threads that spin while they wait take the cores from each other wherever anything
 # else runs: registration was measured over five times slower. Read by OpenMP when torch loads.
@@ -131,11 +131,11 @@ def _tell(error: Exception, verbose: bool, options: dict[str, Any]) -> int:
         if verbose:
             typer.echo("".join(traceback.format_exception(error)), err=True)
         line = f"medsiam: this is a bug: {type(error).__name__}: {error}"
-        typer.echo(_one_line(line if verbose else f"{line} (run again with -v for the traceback)"), err=True)
+        typer.echo(one_line(line if verbose else f"{line} (run again with -v for the traceback)"), err=True)
         return BUG
     if error.exit_code == InputRefused.exit_code and "out" in options:
         _leave_refusal(error, options)
-    typer.echo(_one_line(f"medsiam: {error}"), err=True)
+    typer.echo(one_line(f"medsiam: {error}"), err=True)
     return error.exit_code
 
 
@@ -144,13 +144,9 @@ def _leave_refusal(error: MedsiamError, options: dict[str, Any]) -> None:
     from medsiam.report.comparison_json import refusal_json, to_text
     from medsiam.report.writer import write_refusal
 
-    report = refusal_json(error.code, _one_line(str(error)))
+    report = refusal_json(error.code, one_line(str(error)))
     if options.get("as_json"):
         typer.echo(to_text(report), nl=False)
     # Where the folder cannot be made, the line on standard error still tells.
     with contextlib.suppress(MedsiamError, OSError):
         write_refusal(options["out"], report)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -27,7 +27,7 @@ from medsiam.cases.index import CaseIndex
 from medsiam.change.dense import WEIGHTS as DENSE
 from medsiam.config import load_settings
 from medsiam.encoding.weights import SHIPPED
-from medsiam.errors import MedsiamError
+from medsiam.errors import MedsiamError, one_line
 from medsiam.pacs.dimse import Dimse
 from medsiam.pacs.opening import open_archive
 from medsiam.pacs.settings import PacsSettings
@@ -82,7 +82,7 @@ def _named(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, "ok", look())
     except MedsiamError as error:
-        found, _, remedy = " ".join(str(error).split()).rpartition("; ")
+        found, _, remedy = one_line(str(error)).rpartition("; ")
         return Check(name, "fail", found or remedy, remedy if found else "")
 
 
@@ -176,7 +176,7 @@ def _index(folder: Path) -> str:
 
 
 def _archive(url: str, pacs_config: Path | None) -> str:
-    settings = PacsSettings() if pacs_config is None else load_settings(pacs_config, PacsSettings)
+    settings = load_settings(pacs_config, PacsSettings)
     opened = open_archive(url, settings.archive)
     began = time.monotonic()
     if isinstance(opened, Dimse):

@@ -22,6 +22,8 @@ A message has three parts: what is wrong, how much or where, and what to do.
 """
 
 import errno
+from pathlib import Path
+from traceback import FrameSummary, extract_tb
 
 DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -131,13 +133,25 @@ class ResourceExhausted(MedsiamError):
 def as_medsiam_error(error: Exception) -> Exception:
     """Exhausted memory or disk by its own name; any other error as it is."""
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
-        detail = " ".join(str(error).split()) or "no detail"
+        detail = one_line(str(error)) or "no detail"
         return ResourceExhausted(f"out of memory ({detail}); free some, or use --device cpu")
     if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
         return ResourceExhausted(f"the disk is full ({error.filename or 'no detail'}); free some space")
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return ResourceExhausted("out of memory; free some")
     return error
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and runs of blanks, as each message is told."""
+    return " ".join(text.split())
+
+
+def own_frame(error: BaseException, home: Path) -> FrameSummary:
+    """The innermost place below `home` that an error passed through; without one the innermost of all."""
+    frames = extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(home)]
+    return (ours or frames)[-1]
 
 
 def _is_torch_out_of_memory(error: Exception) -> bool:

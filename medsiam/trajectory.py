@@ -104,7 +104,7 @@ def follow_series(
     settings that do not exist.
     """
     started = time.perf_counter()
-    settings = CompareSettings() if config is None else load_settings(config, CompareSettings)
+    settings = load_settings(config, CompareSettings)
     progress("reading")
     volumes, told = read_scans([Path(path) for path in paths])
     read_seconds = round(time.perf_counter() - started, 3)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from traceback import extract_tb
 from typing import Any
 
 from medsiam.batch.ledger import Ledger, Record, fresh, key_of
@@ -26,6 +25,8 @@ from medsiam.errors import (
     InputRefused,
     ResourceExhausted,
     as_medsiam_error,
+    one_line,
+    own_frame,
 )
 from medsiam.evidence.case import Case as Evidence
 from medsiam.evidence.write import write_evidence
@@ -254,7 +255,7 @@ def _evidence(comparison: Comparison, scans: tuple[ReadScan, ...]) -> WriteMore:
 
 def _refused(work: _Work, error: InputRefused) -> Record:
     """A refusal as data: its report stands where the result would."""
-    case, reason = work.case, " ".join(str(error).split())
+    case, reason = work.case, one_line(str(error))
     work.clear()
     target = work.make_room()
     prior, current = _acquisition(case, case.scans[0]), _acquisition(case, case.scans[-1])
@@ -275,9 +276,7 @@ def _refused(work: _Work, error: InputRefused) -> Record:
 def _failed(work: _Work, error: Exception) -> Record:
     """A bug by its kind and place: its text may hold what a header says."""
     work.clear()
-    frames = extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-    frame = (ours or frames)[-1]
+    frame = own_frame(error, PACKAGE)
     place = f"{Path(frame.filename).name}, line {frame.lineno}"
     row = replace(
         _row(work.case), state="failed", code="bug", summary="It failed by a bug.",

@@ -20,7 +20,7 @@ from medsiam.batch.plan import plan_archive
 from medsiam.batch.reading import Reader
 from medsiam.batch.values import STEP_MISSING, BatchSettings, Case, Plan, Row
 from medsiam.batch.worklist import Worklist, finish
-from medsiam.errors import ArchiveRefused, ResourceExhausted
+from medsiam.errors import ArchiveRefused, ResourceExhausted, one_line
 
 # An archive that restarts or loses its network for ten minutes is waited for.
 PACS_PATIENCE_S = 900.0
@@ -190,7 +190,7 @@ def away(case: Case, error: ArchiveRefused) -> Row:
     return replace(
         Row(case.case_id, case.kind, "refused", case.patient_key),
         code=error.code,
-        reason=" ".join(str(error).split()),
+        reason=one_line(str(error)),
         summary="Its scans could not be fetched; the next run tries again.",
         prior=case.scans[0].told(),
         current=case.scans[-1].told(),

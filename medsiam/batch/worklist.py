@@ -6,14 +6,15 @@ import csv
 import io
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from medsiam import __version__
+from medsiam.batch.case import Clock, now_utc
 from medsiam.batch.ledger import Ledger, Record, settings_told
 from medsiam.batch.values import STEP_MISSING, BatchSettings, Case, Plan, Row
 from medsiam.errors import ArchiveRefused
@@ -39,8 +40,6 @@ CSV_COLUMNS = (
     "smallest_detectable_ml", "p_value", "interval_days", "prior_acquired", "current_acquired", "modality",
     "body_part", "prior_series_uid", "current_series_uid", "report", "code", "reason", "computed",
 )  # fmt: skip
-
-Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def finish(
     settings: BatchSettings | None = None,
     *,
     rows: Mapping[str, Row] | None = None,
-    clock: Clock = lambda: datetime.now(UTC),
+    clock: Clock = now_utc,
 ) -> Worklist:
     """The worklist of a plan, written into OUT with its manifest: all files or none.
 

@@ -24,7 +24,7 @@ from medsiam.cases.case import LABEL_PREFIX, NUMBERS, TEXTS, Case, Kind
 from medsiam.cases.filters import Every, Filter, Some, Test
 from medsiam.cases.settings import IndexSettings
 from medsiam.cases.store import Near
-from medsiam.errors import IndexDamaged, ResourceExhausted
+from medsiam.errors import IndexDamaged, ResourceExhausted, one_line
 
 KEY_VARIABLE = "MEDSIAM_QDRANT_KEY"
 LOCAL_FOLDER = "qdrant"
@@ -222,7 +222,7 @@ class QdrantStore:
         try:
             yield
         except (ApiException, httpx.HTTPError, OSError, ValueError, RuntimeError, sqlite3.Error) as error:
-            text = " ".join(str(error).split())
+            text = one_line(str(error))
             if "no space left" in text.lower() or "disk is full" in text.lower():
                 raise ResourceExhausted(
                     "the disk is full: Qdrant took no more cases; free some space and run again, what was "

@@ -16,7 +16,6 @@ from medsiam.errors import ResultDamaged
 from medsiam.report.placing import DIGESTS, MANIFEST
 
 SCHEMA = "medsiam.digests/1"
-BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,8 @@ def digests_of(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            found.update(block)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(folder: Path) -> Verified:

@@ -99,11 +99,7 @@ class ServeSettings:
 
     def version(self, archive: str) -> str:
         """What a result depends on beside its scans: the software and these settings."""
-        told = (
-            CompareSettings()
-            if self.work.config is None
-            else load_settings(self.work.config, CompareSettings)
-        )
+        told = load_settings(self.work.config, CompareSettings)
         parts = [
             __version__,
             settings_as_dict(told),

@@ -17,7 +17,7 @@ from typing import Any
 from medsiam.cases.search import Wish
 from medsiam.change.comparison import Comparison
 from medsiam.compare import compare_series
-from medsiam.errors import ArchiveRefused, InputRefused, MedsiamError, ResourceExhausted
+from medsiam.errors import ArchiveRefused, InputRefused, MedsiamError, ResourceExhausted, own_frame
 from medsiam.evidence.write import evidence_of
 from medsiam.pacs.exchange import fetch_with_prior, send_folder
 from medsiam.pacs.opening import open_archive
@@ -228,11 +228,6 @@ def _put(made: Path, place: Path) -> None:
 
 def _place(error: BaseException) -> str:
     """The innermost line of this package that an error passed through."""
-    package = str(Path(__file__).parents[1])
-    found, trace = "an unknown place", error.__traceback__
-    while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if path.startswith(package):
-            found = f"{Path(path).relative_to(package)}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found
+    package = Path(__file__).parents[1]
+    frame = own_frame(error, package)
+    return f"{Path(frame.filename).relative_to(package)}:{frame.lineno}"
