@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsiam.pairing.sampling import Field, sample
+from medsiam.pairing.sampling import Field, sample, sample_mean
 from medsiam.volume import Grid, Matrix, Volume
 
 # Steps of the back-projection, as shares of what is still unexplained. Longer ones in the middle
@@ -58,10 +58,8 @@ class Slicing:
     def shows(self, anatomy: Field) -> Field:
         """A field (K, J, I) on the halfway grid as the scan, interpolated there, shows it."""
         half_from_scan = np.linalg.inv(self.scan_from_half)
-        seen = sample(anatomy, self.half, self.planes[0], half_from_scan, outside="border")
-        for plane in self.planes[1:]:
-            seen = seen + sample(anatomy, self.half, plane, half_from_scan, outside="border")
-        return sample(seen / len(self.planes), self.slices, self.half, self.scan_from_half, outside="border")
+        seen = sample_mean(anatomy, self.half, self.planes, half_from_scan, outside="border")
+        return sample(seen, self.slices, self.half, self.scan_from_half, outside="border")
 
 
 def slicings_of(

@@ -1,0 +1,174 @@
+"""The two loops that most of a comparison's time goes into, compiled: affine resampling and narrow blurs.
+
+Torch samples one field on one core only, by way of a list of all points, and blurs by
+products far wider than a narrow Gaussian. Arrays here are C-contiguous float32 on the CPU.
+What a voxel becomes hangs on no other and not on how many threads share the work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsiam.volume import Matrix
+
+Array = NDArray[np.float32]
+
+# Less work than this (voxels times reads) is done before threads have started.
+WORTH_THREADS = 200_000
+# Columns that are blurred together along an axis above them: their rows stay in the nearest cache.
+COLUMNS = 2048
+
+
+def compiled(function: Callable[..., None]) -> Any:
+    """A loop as machine code, kept beside its source or, where that is read-only, in the user's cache."""
+    try:
+        return numba.njit(function, nogil=True, error_model="numpy", cache=True)
+    except RuntimeError:  # nowhere to keep it
+        return numba.njit(function, nogil=True, error_model="numpy")
+
+
+def resampled(
+    fields: Array, index_from_target: Matrix, shape: tuple[int, int, int], *, border: bool
+) -> Array:
+    """Fields (C, K, J, I) at the voxels of a grid of another shape, linear: (C, *shape).
+
+    index_from_target  (P, 3, 4): the fields' index of each target index; the mean over P is taken
+    border             outside, the nearest voxel is repeated; otherwise it is zero there
+    """
+    # A flat axis has no extent: its only voxel stands for all of it.
+    matrices = np.where(np.array(fields.shape[1:])[None, :, None] > 1, index_from_target, 0.0)
+    out = np.empty((fields.shape[0], *shape), dtype=np.float32)
+    _shared(shape[0], out.size * len(matrices), lambda a, b: _resample(fields, matrices, out, a, b, border))
+    return out
+
+
+def blurred(field: Array, weights: Array, axis: int) -> Array:
+    """A field (..., K, J, I) after an odd filter along its axis 0, 1 or 2 of (K, J, I), edges repeated."""
+    *lead, depth, rows, columns = field.shape
+    out = np.empty_like(field)
+    work = field.size * len(weights)
+    if axis == 2:
+        flat, made = field.reshape(-1, columns), out.reshape(-1, columns)
+        _shared(len(flat), work, lambda a, b: _blur_rows(flat, weights, made, a, b))
+    else:
+        stack = (math.prod(lead) * (depth if axis == 1 else 1), rows if axis == 1 else depth, -1)
+        box, made = field.reshape(stack), out.reshape(stack)
+        pieces = len(box) * -(-box.shape[2] // COLUMNS)
+        _shared(pieces, work, lambda a, b: _blur_columns(box, weights, made, a, b, COLUMNS))
+    return out
+
+
+def _shared(count: int, work: int, do: Callable[[int, int], None]) -> None:
+    """Does 0..count in as many runs as torch has threads."""
+    threads = min(torch.get_num_threads(), count)
+    if threads < 2 or work < WORTH_THREADS:
+        do(0, count)
+        return
+    ends = [count * n // threads for n in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(do, ends[:-1], ends[1:]))
+
+
+@compiled
+def _resample(fields, matrices, out, first, last, border):  # type: ignore[no-untyped-def]
+    channels, depth, height, width = fields.shape
+    rows, columns = out.shape[2:]
+    flat = fields.reshape(channels, depth * height * width)
+    # Unsigned: signed indices would be tested for counting from the end.
+    row, plane, one = np.uint64(width), np.uint64(height * width), np.uint64(1)
+    zero, top, bottom, end = (
+        np.float32(0),
+        np.float32(depth - 1),
+        np.float32(height - 1),
+        np.float32(width - 1),
+    )
+    share = np.float32(1.0 / len(matrices))
+    for k in range(first, last):
+        for j in range(rows):
+            for p in range(len(matrices)):
+                m = matrices[p]
+                z0, y0, x0 = m[:, 0] * k + m[:, 1] * j + m[:, 3]
+                for i in range(columns):
+                    z = np.float32(z0 + m[0, 2] * i)
+                    y = np.float32(y0 + m[1, 2] * i)
+                    x = np.float32(x0 + m[2, 2] * i)
+                    if border:
+                        z, y, x = min(max(z, zero), top), min(max(y, zero), bottom), min(max(x, zero), end)
+                    inner = z >= 0 and y >= 0 and x >= 0 and z < top and y < bottom and x < end
+                    if inner:
+                        fz, fy, fx = z - np.floor(z), y - np.floor(y), x - np.floor(x)
+                        near = np.uint64(z) * plane + np.uint64(y) * row + np.uint64(x)
+                        far = near + plane
+                    for c in range(channels):
+                        if inner:
+                            f = flat[c]
+                            a = f[near] + fx * (f[near + one] - f[near])
+                            b = f[near + row] + fx * (f[near + row + one] - f[near + row])
+                            d = f[far] + fx * (f[far + one] - f[far])
+                            e = f[far + row] + fx * (f[far + row + one] - f[far + row])
+                            a, d = a + fy * (b - a), d + fy * (e - d)
+                            value = a + fz * (d - a)
+                        else:
+                            value = _at_rim(fields[c], z, y, x)
+                        if p == 0:
+                            out[c, k, j, i] = value * share
+                        else:
+                            out[c, k, j, i] += value * share
+
+
+@compiled
+def _at_rim(field, z, y, x):  # type: ignore[no-untyped-def]
+    depth, height, width = field.shape
+    total = np.float32(0)
+    if not (z > -1 and y > -1 and x > -1 and z < depth and y < height and x < width):
+        return total
+    k, j, i = int(np.floor(z)), int(np.floor(y)), int(np.floor(x))
+    for dk in range(2):
+        for dj in range(2):
+            for di in range(2):
+                if 0 <= k + dk < depth and 0 <= j + dj < height and 0 <= i + di < width:
+                    near = (1 - abs(z - (k + dk))) * (1 - abs(y - (j + dj))) * (1 - abs(x - (i + di)))
+                    total += np.float32(near) * field[k + dk, j + dj, i + di]
+    return total
+
+
+@compiled
+def _blur_rows(field, weights, out, first, last):  # type: ignore[no-untyped-def]
+    columns, reach = field.shape[1], len(weights) // 2
+    padded = np.empty(columns + 2 * reach, np.float32)
+    for j in range(first, last):
+        padded[:reach] = field[j, 0]
+        padded[reach : reach + columns] = field[j]
+        padded[reach + columns :] = field[j, columns - 1]
+        made = out[j]
+        for i in range(columns):
+            made[i] = weights[0] * padded[i]
+        for n in range(1, len(weights)):
+            for i in range(columns):
+                made[i] += weights[n] * padded[i + n]
+
+
+@compiled
+def _blur_columns(box, weights, out, first, last, most):  # type: ignore[no-untyped-def]
+    rows, columns = box.shape[1:]
+    reach, blocks = len(weights) // 2, -(-columns // most)
+    for piece in range(first, last):
+        n, low = piece // blocks, (piece % blocks) * most
+        high = min(columns, low + most)
+        for j in range(rows):
+            made = out[n, j, low:high]
+            read = box[n, max(0, j - reach), low:high]
+            for i in range(high - low):
+                made[i] = weights[0] * read[i]
+            for t in range(1, len(weights)):
+                read = box[n, min(max(j - reach + t, 0), rows - 1), low:high]
+                for i in range(high - low):
+                    made[i] += weights[t] * read[i]

@@ -1,0 +1,103 @@
+"""The compiled loops give what torch gives, and nothing hangs on how the work is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from medsiam.pairing import kernels, sampling
+from medsiam.volume import Grid
+
+SHAPE, TARGET = (19, 41, 37), (23, 38, 44)
+
+
+def turned(shape: tuple[int, int, int], seed: int) -> Grid:
+    """A grid of some rotation, spacing and place."""
+    random = np.random.default_rng(seed)
+    axes, _ = np.linalg.qr(random.normal(size=(3, 3)))
+    matrix = np.eye(4)
+    matrix[:3, :3] = axes * [2.0, 0.9, 1.1]
+    matrix[:3, 3] = -matrix[:3, :3] @ ((np.array(shape) - 1) / 2.0) + random.normal(size=3)
+    return Grid(shape, matrix)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts torch's number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("outside", ["zeros", "border"])
+@pytest.mark.parametrize("shape", [SHAPE, (1, 41, 37)])
+def test_resampling_agrees_with_torch_inside_and_outside(outside: str, shape: tuple[int, int, int]) -> None:
+    """A GPU takes torch's way: both devices must see the same scan, beyond its rim too."""
+    field = torch.rand(2, *shape, generator=torch.Generator().manual_seed(1))
+    grid, target = turned(shape, 1), turned(TARGET, 2)
+    ours = sampling.sample(field, grid, target, np.eye(4), outside=outside)
+    matrix = grid.index_from_world @ target.world_from_index
+    theirs = sampling._by_torch(field, grid, matrix, TARGET, outside)
+    assert (ours - theirs).abs().max() < 1e-4
+    assert theirs.std() > 0.1
+
+
+def test_a_linear_field_is_reproduced_exactly() -> None:
+    """Values that are a linear function of place tell each mistake of geometry."""
+    grid, target = turned((60, 60, 60), 3), turned((9, 8, 7), 4)
+
+    def values(where: Grid) -> NDArray[np.float64]:
+        return where.world(np.argwhere(np.ones(where.shape))) @ np.array([1.0, -2.0, 0.5])
+
+    field = torch.tensor(values(grid).reshape(grid.shape), dtype=torch.float32)
+    read = sampling.sample(field, grid, target, np.eye(4)).numpy().ravel()
+    assert np.abs(read - values(target)).max() < 1e-3
+
+
+def test_the_mean_over_grids_is_the_mean_of_their_samples() -> None:
+    """A thick slice is the mean of its planes."""
+    field = torch.rand(*SHAPE, generator=torch.Generator().manual_seed(2))
+    grid, targets = turned(SHAPE, 1), [turned(TARGET, seed) for seed in (2, 3, 4)]
+    mean = sampling.sample_mean(field, grid, targets, np.eye(4))
+    each = torch.stack([sampling.sample(field, grid, target, np.eye(4)) for target in targets])
+    assert torch.allclose(mean, each.mean(dim=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [(0.8, 0.0, 0.0), (0.0, 2.5, 0.0), (0.0, 0.0, 1.3), (3.0, 1.0, 2.0)])
+def test_a_narrow_blur_is_the_product_with_its_matrix(sigma: tuple[float, float, float]) -> None:
+    """Wide blurs and GPUs take the matrix: at its edges too both must be one filter."""
+    field = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(3))
+    product = field
+    for axis, width in enumerate(sigma):
+        if width:
+            kernel = torch.as_tensor(sampling._kernel(SHAPE[axis], width), dtype=torch.float32)
+            product = sampling._along(product, kernel, axis)
+    assert torch.allclose(sampling.smooth(field, sigma), product, atol=1e-5)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """A report says the same on every machine of one kind."""
+    field = torch.rand(60, 80, 90, generator=torch.Generator().manual_seed(4))
+    grid, target = turned((60, 80, 90), 1), turned((70, 80, 90), 2)
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append(
+            (sampling.sample(field, grid, target, np.eye(4)), sampling.smooth(field, (1.0, 2.0, 1.0)))
+        )
+    for sampled, blurred in made[1:]:
+        assert torch.equal(sampled, made[0][0]) and torch.equal(blurred, made[0][1])
+
+
+def test_a_loop_without_a_place_to_keep_it_is_compiled_all_the_same() -> None:
+    """Containers are often read-only."""
+    space: dict[str, object] = {}
+    exec("def fill(out):\n    for n in range(len(out)):\n        out[n] = n", space)  # it has no file
+    out = np.zeros(4)
+    kernels.compiled(space["fill"])(out)  # type: ignore[arg-type]
+    assert out.tolist() == [0, 1, 2, 3]
