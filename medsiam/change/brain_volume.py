@@ -35,7 +35,7 @@ from medsiam.pairing.deformable import (
     waves,
 )
 from medsiam.pairing.intensity import robust_deviation, thinned
-from medsiam.pairing.sampling import Field, sample, smooth
+from medsiam.pairing.sampling import Field, local_mean, sample, smooth
 from medsiam.pairing.slicing import slicings_of, with_like_slices
 from medsiam.pairing.values import Pair
 from medsiam.volume import transform
@@ -288,12 +288,12 @@ def _equal_gain(
     tissue = (inside & (fluid < NO_FLUID) & (mean > BRIGHT * typical)).float()
     floor = 0.1 * abs(typical) + 1e-6
     ratio = torch.log(current.clamp_min(floor)) - torch.log(prior.clamp_min(floor))
-    fitted, sigma = torch.full_like(ratio, _median(ratio[tissue > 0])), (GAIN_MM / step_mm,) * 3
+    fitted = torch.full_like(ratio, _median(ratio[tissue > 0]))
     for _ in range(GAIN_ROUNDS):
         left = ratio - fitted
         spread = max(1.4826 * _median(left[tissue > 0].abs()), 1e-6)
         weight = tissue * (1.0 - (left / (TUKEY_CUTOFF * spread)) ** 2).clamp_min(0.0) ** 2
-        fitted = fitted + smooth(weight * left, sigma) / smooth(weight, sigma).clamp_min(1e-3)
+        fitted = fitted + local_mean(left, weight, GAIN_MM / step_mm)
     return prior * torch.exp(0.5 * fitted), current * torch.exp(-0.5 * fitted)
 
 

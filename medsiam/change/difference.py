@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsiam.change.kept import last_kept
 from medsiam.pairing.intensity import TUKEY_CUTOFF, curve, interpolated, robust_deviation, thinned
-from medsiam.pairing.sampling import Field, smooth
+from medsiam.pairing.sampling import Field, local_mean, smooth
 from medsiam.pairing.sequences import sequence_family
 from medsiam.pairing.values import Pair
 
@@ -135,17 +136,24 @@ def _without_protocol(contrast: Field, mean: Field, pair: Pair, tissue: Field) -
     axes = [axis for axis, size in enumerate(mean.shape) if size > 2]
     parts = [torch.gradient(torch.gradient(mean, dim=axis)[0], dim=axis)[0] for axis in axes]
     parts += [torch.ones_like(mean), mean, mean * mean]
-    for kind in () if pair.tissue_kinds is None else pair.tissue_kinds[1:]:
-        share = torch.tensor(kind, device=mean.device)
-        parts += [share, smooth(share, (KIND_SIGMA_VOXELS,) * 3), share * mean]
+    for share, spread in () if pair.tissue_kinds is None else _tissues(pair.tissue_kinds, mean.device):
+        parts += [share, spread, share * mean]
     places = tissue.nonzero()
     places = places[:: max(1, len(places) // FIT_SAMPLES)]
     k, j, i = places.T
     rows = torch.stack([part[k, j, i] for part in parts], dim=1).double()
     weights = _robust_weights(rows, contrast[k, j, i].double())
+    left = contrast.clone()
     for part, weight in zip(parts, weights.tolist(), strict=True):
-        contrast = contrast - weight * part
-    return contrast
+        left.sub_(part, alpha=weight)
+    return left
+
+
+@last_kept
+def _tissues(kinds: NDArray[np.float32], device: torch.device) -> list[tuple[Field, Field]]:
+    """The share (K, J, I) of each tissue but the background, and what it spreads to its neighbours."""
+    shares = [torch.tensor(kind, device=device) for kind in kinds[1:]]
+    return [(share, smooth(share, (KIND_SIGMA_VOXELS,) * 3)) for share in shares]
 
 
 def _robust_weights(rows: Field, values: Field) -> Field:
@@ -168,8 +176,10 @@ def _voxels(sigma_mm: float, spacing_mm: float) -> tuple[float, float, float]:
 def steepness(field: Field) -> Field:
     """Magnitude of the gradient per voxel; a flat axis adds nothing."""
     axes = [axis for axis, size in enumerate(field.shape) if size > 1]
-    slopes = torch.gradient(field, dim=axes)
-    return torch.stack([slope * slope for slope in slopes]).sum(dim=0).sqrt()
+    total = torch.zeros_like(field)
+    for slope in torch.gradient(field, dim=axes):
+        total.addcmul_(slope, slope)
+    return total.sqrt_()
 
 
 def _noise(
@@ -181,9 +191,7 @@ def _noise(
     places, medians = curve(thinned(steepness[tissue]), thinned(contrast[tissue].abs()), NOISE_BINS)
     noise = (1.4826 * interpolated(steepness, places, medians)).clamp_min(settings.least_deviation)
     ratio = (contrast / noise).clamp(-CLIP_DEVIATIONS, CLIP_DEVIATIONS)
-    sigma = _voxels(settings.neighbourhood_mm, spacing_mm)
-    inside = tissue.to(contrast.dtype)
-    local = (smooth(ratio * ratio * inside, sigma) / smooth(inside, sigma).clamp_min(1e-3)).sqrt()
+    local = local_mean(ratio * ratio, tissue.to(ratio.dtype), settings.neighbourhood_mm / spacing_mm).sqrt()
     noise = (noise * local).clamp_min(settings.least_deviation)
     # What is left is scaled so that the typical deviation is one.
     scale = robust_deviation((contrast / noise)[tissue])
@@ -199,10 +207,7 @@ def _abnormality(field: Field, tissue: Field, settings: DifferenceSettings) -> F
 
 def _standing_out(field: Field, tissue: Field, spacing_mm: float, settings: DifferenceSettings) -> Field:
     """How much each voxel differs, either way, from its surroundings in the tissue."""
-    sigma = _voxels(settings.surround_mm, spacing_mm)
-    inside = tissue.to(field.dtype)
-    around = smooth(field * inside, sigma) / smooth(inside, sigma).clamp_min(1e-3)
-    return (field - around).abs()
+    return (field - local_mean(field, tissue.to(field.dtype), settings.surround_mm / spacing_mm)).abs()
 
 
 def shows_lesions_bright(pair: Pair) -> bool:

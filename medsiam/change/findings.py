@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from medsiam.change.comparison import Finding, Kind
 from medsiam.change.difference import DifferenceMap
+from medsiam.change.kept import last_kept
 from medsiam.change.noise_rate import NoiseRate
 from medsiam.change.volumes import measure_volumes
 from medsiam.pairing.intensity import robust_deviation
@@ -122,7 +123,7 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
     """The places that qualify in strength, contrast, depth and change of volume, whatever noise does."""
     strength = _strength(pair, difference, settings)
     labels, signs = _components(pair, difference, strength, settings)
-    depth_mm = ndimage.distance_transform_edt(pair.tissue) * float(pair.grid.spacing_mm[-1])
+    depth_mm = _depth(pair.tissue) * float(pair.grid.spacing_mm[-1])
     least = settings.least_contrast_bright if difference.bright else settings.least_contrast
     voxel_mm3 = max(volume.grid.voxel_ml for volume in (pair.prior, pair.current)) * 1000.0
     coarser = max(1.0, (voxel_mm3 / VOXEL_MM3) ** (1.0 / 3.0))
@@ -147,6 +148,12 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
         ):
             out.append(Candidate(label, sign, float(strength[box][place].max()), before_ml, after_ml))
     return Candidates(labels, tuple(out))
+
+
+@last_kept
+def _depth(tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """How far, in voxels, each voxel lies inside the tissue."""
+    return ndimage.distance_transform_edt(tissue).astype(np.float32)
 
 
 def find_changes(

@@ -9,6 +9,7 @@ Everything hangs on the seed and on the scans, on neither as prior or current.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,16 +85,23 @@ def measure_noise_floor(
     """
     gap = measured_gap(pair, torch.tensor(difference.contrast), torch.tensor(difference.mean))
     rescanner = Rescanner(pair, gap, difference.smoothing_voxels)
-    strengths: list[tuple[float, ...]] = []
-    looked: list[_Looked] = []
-    for n in range(settings.rescans):
+    own = find_candidates(pair, difference, steps.findings)
+
+    def rescan(n: int) -> tuple[tuple[float, ...], _Looked | None]:
         base: Base = "prior" if n % 2 == 0 else "current"
         still = rescanner.rescan(base, seed * MOST_RESCANS + n // 2)
-        strengths.append(_candidates(still, steps, device).strengths)
-        if n < settings.injected:
-            looked.append(_with_lesions(still, n, steps, settings.lesions, seed, device))
-        told(n + 1, settings.rescans)
-    own = find_candidates(pair, difference, steps.findings)
+        strengths = _candidates(still, steps, device).strengths
+        if n >= settings.injected:
+            return strengths, None
+        return strengths, _with_lesions(still, n, steps, settings.lesions, seed, device)
+
+    strengths: list[tuple[float, ...]] = []
+    looked: list[_Looked] = []
+    with ThreadPoolExecutor(min(MOST_AT_ONCE, torch.get_num_threads())) as pool:
+        for n, (found, look) in enumerate(pool.map(rescan, range(settings.rescans)), start=1):
+            strengths.append(found)
+            looked += [] if look is None else [look]
+            told(n, settings.rescans)
     rate = NoiseRate.of(strengths, steps.findings.least_strength, own.strengths)
     significance = steps.findings.significance
     threshold = rate.strength_for(significance)
@@ -113,6 +121,8 @@ def measure_noise_floor(
     return MeasuredFloor(rate, floor, own)
 
 
+# Rescans that are made side by side, where there are as many cores: each holds some 400 MB.
+MOST_AT_ONCE = 2
 # Seeds of two floors of one pair do not overlap up to this many rescans.
 MOST_RESCANS = 1000
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medsiam.pairing.sampling import Field, smooth
+from medsiam.pairing import kernels
+from medsiam.pairing.sampling import Field, in_loops, local_mean, smooth
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,11 @@ def _without_bias(
     ratio = logs[1] - logs[0]
     fitted = torch.full_like(ratio, float(thinned(ratio[tissue]).median()))
     inside = tissue.to(ratio.dtype)
-    sigma = (sigma_voxels,) * 3
     for _ in range(rounds):
         left = ratio - fitted
         scale = max(robust_deviation(left[tissue]), 1e-6)
         weight = inside * (1.0 - (left / (TUKEY_CUTOFF * scale)) ** 2).clamp_min(0.0) ** 2
-        fitted = fitted + smooth(weight * left, sigma) / smooth(weight, sigma).clamp_min(1e-3)
+        fitted = fitted + local_mean(left, weight, sigma_voxels)
     one, other = torch.exp(logs[0] + fitted / 2.0), torch.exp(logs[1] - fitted / 2.0)
     unit = float(thinned((0.5 * (one + other))[tissue]).median())
     return one / unit, other / unit
@@ -123,6 +123,9 @@ def curve(where: Field, values: Field, bins: int) -> tuple[np.ndarray, np.ndarra
 
 def interpolated(field: Field, places: np.ndarray, values: np.ndarray) -> Field:
     """values(places) read at each voxel of a field, constant beyond both ends."""
+    if in_loops(field):
+        known = places.astype(np.float32), values.astype(np.float32)
+        return torch.from_numpy(kernels.interpolated(field.contiguous().numpy(), *known))
     steps = torch.as_tensor(places, dtype=field.dtype, device=field.device)
     heights = torch.as_tensor(values, dtype=field.dtype, device=field.device)
     if len(steps) == 1:

@@ -66,6 +66,13 @@ def blurred(field: Array, weights: Array, axis: int) -> Array:
     return out
 
 
+def interpolated(field: Array, places: Array, values: Array) -> Array:
+    """values(places), places rising, read at each element of a field, constant beyond both ends."""
+    flat, out = field.reshape(-1), np.empty(field.size, dtype=np.float32)
+    _shared(field.size, 4 * field.size, lambda a, b: _interpolate(flat, places, values, out, a, b))
+    return out.reshape(field.shape)
+
+
 def _shared(count: int, work: int, do: Callable[[int, int], None]) -> None:
     """Does 0..count in as many runs as torch has threads."""
     threads = min(torch.get_num_threads(), count)
@@ -138,6 +145,21 @@ def _at_rim(field, z, y, x):  # type: ignore[no-untyped-def]
                     near = (1 - abs(z - (k + dk))) * (1 - abs(y - (j + dj))) * (1 - abs(x - (i + di)))
                     total += np.float32(near) * field[k + dk, j + dj, i + di]
     return total
+
+
+@compiled
+def _interpolate(flat, places, values, out, first, last):  # type: ignore[no-untyped-def]
+    for n in range(first, last):
+        value, low, high = flat[n], 0, len(places) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if places[middle] < value:
+                low = middle
+            else:
+                high = middle
+        share = (value - places[low]) / max(places[high] - places[low], np.float32(1e-9))
+        share = min(max(share, np.float32(0)), np.float32(1))
+        out[n] = values[low] * (1 - share) + values[high] * share
 
 
 @compiled

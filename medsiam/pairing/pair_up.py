@@ -22,6 +22,8 @@ FINEST_MM = 1.0
 MOST_VOXELS = 8_000_000
 # A radiograph's halfway grid has about this many pixels along its longer side.
 RADIOGRAPH_PIXELS = 768
+# What lies further from the tissue than this has no part in it: no slice and no narrow blur is as wide.
+SURROUND_MM = 8.0
 # Probability from which a voxel counts as tissue, in both scans.
 TISSUE_SHARE = 0.5
 
@@ -85,6 +87,8 @@ def bring_together(
         for v, r, m in zip((prior, current), regions, motions, strict=True)
     ]
     tissue = torch.minimum(*weights) > TISSUE_SHARE
+    margin = int(np.ceil(SURROUND_MM / grid.spacing_mm[-1]))
+    tissue, grid = cropped(tissue, grid, tissue.float(), margin)
     fields = [
         sample(torch.tensor(v.array, device=device), v.grid, grid, m, outside="border")
         for v, m in zip((prior, current), motions, strict=True)

@@ -30,7 +30,7 @@ def smooth(field: Field, sigma_voxels: tuple[float, float, float]) -> Field:
         size = field.shape[axis - 3]
         if sigma <= 0.05 or size < 2:
             continue
-        if _in_loops(field) and math.ceil(3.0 * sigma) <= NARROW_REACH:
+        if in_loops(field) and math.ceil(3.0 * sigma) <= NARROW_REACH:
             weights = _gaussian(float(sigma)).astype(np.float32)
             field = torch.from_numpy(blurred(field.contiguous().numpy(), weights, axis))
         else:
@@ -39,7 +39,38 @@ def smooth(field: Field, sigma_voxels: tuple[float, float, float]) -> Field:
     return field
 
 
-def _in_loops(field: Field) -> bool:
+# A mean over so many voxels (sigma) or more is slow from voxel to voxel: it is made on means of blocks,
+# of which a sigma holds at least this many, and that are no longer than this.
+BLOCKS_IN_SIGMA, LONGEST_BLOCK = 4.0, 4
+# Less weight than this around a voxel tells nothing of it.
+LEAST_WEIGHT = 1e-3
+
+
+def local_mean(field: Field, weight: Field, sigma_voxels: float) -> Field:
+    """The weighted mean of a field (K, J, I) around each voxel, by a Gaussian of so many voxels.
+
+    Where hardly any weight is near it falls to nought.
+    """
+    block = min(LONGEST_BLOCK, max(1, int(sigma_voxels / BLOCKS_IN_SIGMA)))
+    blocks = [block if size > 1 else 1 for size in field.shape]
+    both = torch.stack([field * weight, weight])
+    beyond = [(0, -size % n) for size, n in zip(field.shape, blocks, strict=True)]
+    both = functional.pad(both, [n for pair in reversed(beyond) for n in pair])
+    both = functional.avg_pool3d(both, blocks)
+    # The blocks' own width and that of the interpolation between them blur too.
+    width = (
+        math.sqrt(sigma_voxels**2 - (block**2 - 1) / 12.0 - (block**2 / 6.0 if block > 1 else 0.0)) / block
+    )
+    both = smooth(both, (width,) * 3)
+    mean = both[0] / both[1].clamp_min(LEAST_WEIGHT)
+    if block > 1:
+        scale = [float(n) for n in blocks]
+        mean = functional.interpolate(mean[None, None], scale_factor=scale, mode="trilinear")[0, 0]
+    return mean[tuple(slice(size) for size in field.shape)]
+
+
+def in_loops(field: Field) -> bool:
+    """Whether a field is one for the compiled loops."""
     return field.device.type == "cpu" and field.dtype == torch.float32
 
 
@@ -96,7 +127,7 @@ def sample_mean(
     into = grid.index_from_world @ world_from_target_world
     matrices = np.stack([into @ target.world_from_index for target in targets])
     shape = targets[0].shape
-    if _in_loops(field):
+    if in_loops(field):
         border = outside == "border"
         fields = channels.contiguous().numpy()
         out = torch.from_numpy(resampled(fields, matrices[:, :3], shape, border=border))

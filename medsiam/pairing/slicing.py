@@ -22,7 +22,7 @@ from medsiam.volume import Grid, Matrix, Volume
 # reach the finest detail with few (Richardson's iteration with Chebyshev's steps, cut short:
 # what is finer still would be noise).
 STEPS = (1.0, 1.5, 2.5, 1.5)
-# A slice is the mean of planes no further apart than this, and its pixels are taken no finer.
+# A slice is the mean of planes about this far apart.
 PLANE_MM = 1.0
 
 
@@ -90,20 +90,14 @@ def with_like_slices(prior: Field, current: Field, slicings: tuple[Slicing, Slic
 
 
 def _slices_over(grid: Grid, scan_from_half: Matrix, half: Grid) -> tuple[Grid, int]:
-    """A scan's grid, cut to what covers the halfway grid, with pixels no finer than its slices need.
-
-    With it, the axis of the slices.
-    """
+    """A scan's grid, cut to what covers the halfway grid, and the axis of the slices."""
     axis = int(np.argmax(grid.spacing_mm))
     corners = np.concatenate([half.corners_mm(), np.ones((8, 1))], axis=1) @ scan_from_half.T
     index = (corners @ grid.index_from_world.T)[:, :3]
     last = np.array(grid.shape) - 1
     low = np.clip(np.floor(index.min(axis=0)).astype(int) - 1, 0, last)
     high = np.clip(np.ceil(index.max(axis=0)).astype(int) + 1, low, last)
-    step = np.maximum(1.0, PLANE_MM / grid.spacing_mm)
-    step[axis] = 1.0
-    shape = np.ceil((high - low) / step).astype(int) + 1
+    shape = high - low + 1
     matrix = grid.world_from_index.copy()
     matrix[:3, 3] = grid.world([low])[0]
-    matrix[:3, :3] = matrix[:3, :3] * step
     return Grid((int(shape[0]), int(shape[1]), int(shape[2])), matrix), axis

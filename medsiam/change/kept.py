@@ -1,0 +1,35 @@
+"""What is derived from one array again and again while a pair is measured, made once."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from numpy.typing import NDArray
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def last_kept(
+    function: Callable[Concatenate[NDArray[Any], P], T],
+) -> Callable[Concatenate[NDArray[Any], P], T]:
+    """The function, keeping its last result for as long as the array it was made from lives.
+
+    The array is known by identity and is never written to: a pair's arrays are not.
+    """
+    kept: list[tuple[weakref.ref[NDArray[Any]], tuple[Any, ...], T]] = []
+
+    @functools.wraps(function)
+    def once(array: NDArray[Any], *args: P.args, **kwargs: P.kwargs) -> T:
+        told = (args, tuple(kwargs.items()))
+        for ref, known, result in kept[:1]:
+            if ref() is array and known == told:
+                return result
+        made = function(array, *args, **kwargs)
+        kept[:] = [(weakref.ref(array, lambda _: kept.clear()), told, made)]
+        return made
+
+    return once
