@@ -18,12 +18,16 @@
     │   └── ResultDamaged         files of a result that are not as they were written
     └── ResourceExhausted         exit 4: memory or disk
 
-A message has three parts: what is wrong, how much or where, and what to do.
+A message has three parts: what is wrong, how much or where, and what to do. It names no file
+of a scan; `named` tells that beside it.
 """
 
 import errno
 from pathlib import Path
 from traceback import FrameSummary, extract_tb
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 # A file that outgrows its limit (EFBIG) has met a quota of another kind.
 DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -159,6 +163,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
+def named(error: E, name: object) -> E:
+    """The error with the name of a file beside its message.
+
+    A file's name may be a patient's. So no message holds one, for messages are kept in reports,
+    worklists and queues; what stands beside is told to who sits before the terminal alone.
+    """
+    error.add_note(str(name))
+    return error
+
+
+def spoken(error: BaseException) -> str:
+    """What is told of an error at the terminal: its message, and the names that it must not hold."""
+    names = "; ".join(getattr(error, "__notes__", ()))
+    return one_line(f"{error} ({names})" if names else str(error))
 
 
 def one_line(text: str) -> str:
