@@ -8,10 +8,12 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
+import json
 import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import zipfile
 import zlib
@@ -24,7 +26,17 @@ import pytest
 from typer.testing import CliRunner
 
 from medsiam import cli
+from medsiam.pacs.dicomweb import Dicomweb
+from medsiam.pacs.exchange import send_folder
+from medsiam.pacs.settings import ArchiveSettings
+from medsiam.serving.lifeline import lifeline
+from medsiam.serving.queue import WORKERS
+from medsiam.serving.server import QueueServer
+from medsiam.serving.settings import ArchiveEntry, HttpSettings, ServeSettings, WorkSettings
+from medsiam.serving.work import Bench, do_job
 from tests.archive_maker import write_visit
+from tests.orthanc import PASSWORD, USER, orthanc
+from tests.serving import TOKEN, answer_of
 
 NAME, NUMBER, BIRTH = "Zyxwolska^Quetzalia", "QZX90417735", "19310523"
 # What else a header tells of a person, each with a value that is found again.
@@ -42,6 +54,7 @@ SECRETS = (
 # Where people keep scans: folders and files are named by the patient.
 HOME = f"Zyxwolska, Quetzalia {NUMBER}"
 QUICK = ("--device", "cpu", "--fast")
+STUDY = f"1.2.826.{sum(map(ord, 'visits'))}."
 UNREADABLE = (
     f"loose/{NAME}.nii.gz", f"loose/{NAME}.png", f"packed/{HOME}.zip", "packed/outside.zip", "broken",
     f"{HOME}.nothing",
@@ -255,3 +268,52 @@ def test_sending_says_nothing_of_the_patient(place, said, tmp_path):
         peer.terminate()
         peer.wait(timeout=10)
     assert result.exit_code == 0 and not leaks(result.output.encode())
+
+
+@pytest.fixture(scope="module")
+def served(place, said, tmp_path_factory):
+    """Every page of the service, what its worker told, and what became of its jobs."""
+    data, told = place / "written" / "serving", []
+    with orthanc(tmp_path_factory.mktemp("pacs")) as (port, _), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDSIAM_PACS_USER", USER)
+        patch.setenv("MEDSIAM_PACS_PASSWORD", PASSWORD)
+        entry = ArchiveEntry("orthanc", f"http://127.0.0.1:{port}/dicom-web", ArchiveSettings(retries=0))
+        work = WorkSettings(fast=True, device="cpu", index=place / "written" / "index")
+        settings = ServeSettings(http=HttpSettings(port=0), work=work, archives=(entry,))
+        for number in range(2):
+            send_folder(Dicomweb(entry.url, entry.archive), visit(place, number))
+        server = QueueServer(data, settings, TOKEN)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = [("compare", 0), ("compare", 1), ("similar", 1)]
+        wanted = [{"kind": kind, "archive": "orthanc", "study_uid": f"{STUDY}{n}"} for kind, n in asked]
+        pages = [ask(server, "/jobs", each) for each in wanted]
+        with lifeline(data / WORKERS) as name:
+            bench = Bench(server.queue, data, settings, name, told.append)
+            while (job := server.queue.claim(name)) is not None:
+                outcome = do_job(bench, job)
+                if outcome is not None:
+                    server.queue.settle(job, outcome)
+        pages += [ask(server, path) for path in ("/worklist", "/jobs")]
+        for job in server.queue.jobs():
+            pages += [ask(server, f"/jobs/{job.id}"), ask(server, f"/jobs/{job.id}/report.html")]
+        jobs = server.queue.jobs()
+        server.shutdown()
+        server.server_close()
+    return pages, told, jobs
+
+
+def ask(server, path, told=None):
+    """The body of an answer."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    data = None if told is None else json.dumps(told).encode()
+    return answer_of(f"http://127.0.0.1:{server.server_port}{path}", data, headers)[1]
+
+
+def test_the_service_knows_nobody_in_queue_pages_results_and_what_it_tells(place, served):
+    """A comparison, one without a prior and a search, of a patient in a real archive."""
+    pages, told, jobs = served
+    states = sorted((job.kind, job.state) for job in jobs if not job.same_as)
+    assert states == [("compare", "done"), ("compare", "refused"), ("similar", "done")], jobs
+    assert not leaking_files(place / "written" / "serving") and told and not leaks("\n".join(told).encode())
+    assert not [page for page in pages if leaks(page)] and any(b"<html" in page for page in pages)
+    assert (place / "written" / "serving" / "queue.sqlite").stat().st_size > 4096
