@@ -77,6 +77,7 @@ class Nursery:
         file_bytes   how large a file may grow
         rootless     permissions hold for it, as they do not for root
         die_at       it is killed before it gives the file so-and-so-many its new name
+        close_at     (n, folder): instead of that the folder may only be read from then on
         """
         self.count += 1
         told = Path(self.folder.name) / str(self.count)
@@ -142,7 +143,7 @@ def _command(words):
     return 0
 
 
-def _limit(memory_mb=None, file_bytes=None, rootless=False, die_at=None):
+def _limit(memory_mb=None, file_bytes=None, rootless=False, die_at=None, close_at=None):
     if rootless:
         # Another user could not even read the interpreter where that lies in root's home.
         header, none = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
@@ -154,15 +155,21 @@ def _limit(memory_mb=None, file_bytes=None, rootless=False, die_at=None):
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     if die_at is not None:
-        left = [die_at]
+        _at_renaming(die_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    if close_at is not None:
+        _at_renaming(close_at[0], lambda: os.chmod(close_at[1], 0o500))
 
-        def count(event, _):
-            if event == "os.rename":
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(count)
+def _at_renaming(number, act):
+    left = [number]
+
+    def count(event, _):
+        if event == "os.rename":
+            left[0] -= 1
+            if left[0] == -1:
+                act()
+
+    sys.addaudithook(count)
 
 
 if __name__ == "__main__":

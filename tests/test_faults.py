@@ -8,6 +8,7 @@ import time
 from datetime import UTC, timedelta
 
 import pytest
+import torch
 
 from medsiam.batch import BatchSettings, run_batch
 from medsiam.cases.folder import LOCK, only_writer
@@ -21,7 +22,7 @@ from medsiam.serving.lifeline import lifeline
 from medsiam.serving.queue import WORKERS, Queue
 from tests import case_maker
 from tests import comparison_maker as maker
-from tests.archive_maker import FIRST, write_archive
+from tests.archive_maker import FIRST, tiny_head, write_archive
 from tests.fault_runner import Nursery
 
 CURVE = {"even_at": 0.25, "steepness": 20.0, "region": "head"}
@@ -239,6 +240,45 @@ def test_a_right_that_is_taken_away_in_the_middle_leaves_the_earlier_result(nurs
     assert contents(out) == before and verify(out).others == 0
 
 
+@pytest.mark.parametrize("moment", [1, 4, 6, 9])
+def test_a_right_that_is_taken_away_between_two_files_loses_nothing(nursery, tmp_path, moment):
+    """Not even the earlier files can be put back then; they are once the folder is open again."""
+    out = tmp_path / "out"
+    write_comparison(maker.stable(), out, formats=SMALL)
+    before = contents(out)
+    code, told = nursery.run(code=write_code(out), rootless=True, close_at=(moment, str(out)))
+    assert code == 99 and "InputRefused: cannot write the result to" in told
+    out.chmod(0o700)
+    assert verify(out).others == 0 and contents(out) == before
+
+
+def test_a_batch_that_may_not_write_any_more_ends_with_3_and_one_line(nursery, archive, tmp_path):
+    """Its ledger was closed while the first case was computed: that is no bug."""
+    out = tmp_path / "out"
+    (out / ".medsiam" / "ledger").mkdir(parents=True)
+    code, told = nursery.run(
+        ["batch", archive, "--out", out, "--device", "cpu", "--formats", "json"],
+        rootless=True,
+        close_at=(0, str(out / ".medsiam" / "ledger")),
+    )
+    assert (code, one_line(told)) == (3, True), told
+    assert "choose a folder you may write to" in told and not (out / "manifest.json").exists()
+
+
+def test_an_index_that_may_not_be_written_any_more_is_not_told_to_be_damaged(nursery, archive, tmp_path):
+    """A backup would not help."""
+    words = ["index", "add", "--index", tmp_path / "cases", "--device", "cpu"]
+    assert nursery.run([*words, pair(archive)[0]])[0] == 0
+    tables = [path for path in (tmp_path / "cases" / "cases").rglob("*") if path.is_dir()]
+    for path in tables:
+        path.chmod(0o500)
+    code, told = nursery.run([*words, pair(archive)[1]], rootless=True)
+    assert (code, one_line(told), "check its permissions" in told) == (3, True, True), told
+    for path in tables:
+        path.chmod(0o700)
+    assert len(CaseIndex.open(tmp_path / "cases")) == 1
+
+
 # ------------------------------------------------------------------ memory
 
 
@@ -294,6 +334,23 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_refused_where_one
     assert any(sizes[-1:] == [1] and far is None for sizes, far in tried) and tried[-1][0] == [8]
     halved = [far for sizes, far in tried if far is not None and len(sizes) > 1]
     assert halved and max(halved) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_scan_that_the_gpu_has_no_room_for_is_embedded_on_the_cpu():
+    """By the driver's own refusal; the network stays where it was, and goes on once there is room."""
+    scans = [tiny_head(seed, None) for seed in range(4)]
+    wanted = weights.load_encoder(device="cpu").encode(scans)
+    encoder = weights.load_encoder(device="cuda")
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        found = encoder.encode(scans)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert next(encoder.network.parameters()).is_cuda and encoder.encode(scans)[0].pyramid[0].values.is_cuda
+    for one, other in zip(found, wanted, strict=True):
+        assert abs(one.embedding - other.embedding).max() < 1e-5 and not one.pyramid[0].values.is_cuda
 
 
 # ------------------------------------------------------------------ locks

@@ -139,11 +139,10 @@ def _exchange(folder: Path, stage: Path, names: Collection[str]) -> None:
 
 def _put_back(folder: Path, stage: Path) -> None:
     """The earlier files where they were, unless all fresh ones stand in their place."""
-    planned = _planned(stage)
-    waiting = {name for name in planned if os.path.lexists(stage / FRESH / name)}
+    waiting = _waiting(stage)
     if not waiting:
         return
-    for name in reversed(planned):
+    for name in reversed(_planned(stage)):
         if name not in waiting and os.path.lexists(folder / name):
             os.replace(folder / name, stage / FRESH / name)
     for path in sorted((stage / EARLIER).iterdir(), key=lambda path: (path.name in SEALS, path.name)):
@@ -158,9 +157,17 @@ def _planned(stage: Path) -> list[str]:
         return []
 
 
+def _waiting(stage: Path) -> set[str]:
+    """The planned names whose files have not been given them."""
+    return {name for name in _planned(stage) if os.path.lexists(stage / FRESH / name)}
+
+
 def _discard(stage: Path) -> None:
-    # The plan first: without all of its files it would tell what is not true.
+    """Removes a stage, unless it holds earlier files that could not be put back: the folder was closed."""
     with suppress(OSError):
+        if _waiting(stage) and any((stage / EARLIER).iterdir()):
+            return
+        # The plan first: without all of its files it would tell what is not true.
         (stage / PLAN).unlink(missing_ok=True)
     shutil.rmtree(stage, ignore_errors=True)
 
