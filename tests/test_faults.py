@@ -24,6 +24,7 @@ from tests import case_maker
 from tests import comparison_maker as maker
 from tests.archive_maker import FIRST, tiny_head, write_archive
 from tests.fault_runner import Nursery
+from tests.serving import wait_for
 
 CURVE = {"even_at": 0.25, "steepness": 20.0, "region": "head"}
 QUICK = ("--fast", "--device", "cpu")
@@ -230,8 +231,7 @@ def test_a_right_that_is_taken_away_in_the_middle_leaves_the_earlier_result(nurs
     write_comparison(maker.stable(), out, formats=SMALL)
     before = contents(out)
     child = nursery.start(code=write_code(out, more="wait"), rootless=True)
-    while not (tmp_path / "half").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "half").exists, what="the child has written half")
     out.chmod(0o500)
     (tmp_path / "go").touch()
     code, told = child.wait()
@@ -371,8 +371,7 @@ def test_a_lock_file_that_is_deleted_lets_no_second_writer_in_and_a_kill_does(nu
     """Somebody tidies up hidden files while a writer is at work."""
     index = case_maker.index_in(tmp_path)
     child = nursery.start(code=HOLD.format(folder=str(index.folder), sign=str(tmp_path / "held")))
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "held").exists, what="the child holds the lock")
     (index.folder / LOCK).unlink()
     with (
         pytest.raises(IndexRefused, match="another process writes"),
