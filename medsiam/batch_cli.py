@@ -104,6 +104,7 @@ def batch(
         typer.echo((out / "worklist.json").read_text(encoding="utf-8"), nl=False)
     else:
         _tell(made, out)
+    _tell_names(made, most=len(made.rows) if verbose else MOST_TOLD)
     if made.failed:
         raise typer.Exit(BUG)
 
@@ -168,6 +169,15 @@ def _tell(made: Worklist, out: Path) -> None:
     if len(not_compared) > MOST_TOLD:
         typer.echo(f"... and {len(not_compared) - MOST_TOLD} more in the worklist")
     typer.echo(f"worklist: {out / 'worklist.html'}")
+
+
+def _tell_names(made: Worklist, *, most: int) -> None:
+    """Which files were refused, on standard error alone: their names may be patients', and are not kept."""
+    nameless = [row for row in made.rows if row.spoken]
+    for row in nameless[:most]:
+        typer.echo(f"{row.case_id} is {row.spoken!r}", err=True)
+    if len(nameless) > most:
+        typer.echo(f"... and {len(nameless) - most} more files that were refused (-v names all)", err=True)
 
 
 @contextlib.contextmanager

@@ -345,7 +345,7 @@ def _tell_intake(intake: Intake, cases: int, *, as_json: bool) -> None:
         "findings": intake.findings,
         "changes": intake.changes,
         "left_out": intake.left_out,
-        "refused": [vars(each) for each in intake.refused],
+        "refused": [each.as_dict() for each in intake.refused],
         "seconds": round(intake.seconds, 2),
     }
     if as_json:
@@ -356,7 +356,7 @@ def _tell_intake(intake: Intake, cases: int, *, as_json: bool) -> None:
         f"{len(intake.refused)} refused; {cases} cases in the index"
     )
     for each in intake.refused[:MOST_REFUSED_TOLD]:
-        typer.echo(f"refused: {each.name[:64]}: {' '.join(each.message.split())}", err=True)
+        typer.echo(f"refused: {each.name[:64]}: {each.spoken}", err=True)
     if len(intake.refused) > MOST_REFUSED_TOLD:
         typer.echo(f"... and {len(intake.refused) - MOST_REFUSED_TOLD} more (--json tells all)", err=True)
 

@@ -21,7 +21,7 @@ from medsiam.change.verdict import Judged, judge_change, judge_radiographs
 from medsiam.config import CompareSettings, load_settings
 from medsiam.encoding.encoder import Encoder, cosine_distance
 from medsiam.encoding.weights import load_encoder
-from medsiam.errors import InputRefused, ResourceExhausted
+from medsiam.errors import InputRefused, ResourceExhausted, named
 from medsiam.pairing.body_parts import regions_of
 from medsiam.pairing.comparability import check_comparable, judge, unknown_notes
 from medsiam.pairing.identity_check import check_identity
@@ -202,13 +202,14 @@ def usable_series(path: Path, name: str | None, key: bytes) -> list[SeriesEntry]
     """The usable series of a path; where there is none, or one is named, read_volume's own refusal."""
     entries = find_series(path, key=key)
     if name is not None:
-        named = [e for e in entries if name in (e.name, e.acquisition.series_uid) and e.is_usable]
-        if len(named) == 1:
-            return named
+        chosen = [e for e in entries if name in (e.name, e.acquisition.series_uid) and e.is_usable]
+        if len(chosen) == 1:
+            return chosen
     usable = [entry for entry in entries if entry.is_usable]
     if name is not None or not usable:
         read_volume(path, series_uid=name, key=key)
-        raise InputRefused(f"{path.name!r} holds no series that can be compared; name another folder")
+        refusal = InputRefused("there is no series that can be compared; name another folder")
+        raise named(refusal, repr(path.name))
     return usable
 
 

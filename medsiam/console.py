@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medsiam.errors import InputRefused, MedsiamError, as_medsiam_error, one_line
+from medsiam.errors import InputRefused, MedsiamError, as_medsiam_error, one_line, spoken
 
 # Threads that spin while they wait take the cores from each other wherever anything
 # else runs: registration was measured over five times slower. Read by OpenMP when torch loads.
@@ -142,7 +142,7 @@ def _tell(error: Exception, verbose: bool, options: dict[str, Any]) -> int:
         return BUG
     if error.exit_code == InputRefused.exit_code and "out" in options:
         _leave_refusal(error, options)
-    typer.echo(one_line(f"medsiam: {error}"), err=True)
+    typer.echo(f"medsiam: {spoken(error)}", err=True)
     return error.exit_code
 
 

@@ -18,14 +18,27 @@
     │   └── ResultDamaged         files of a result that are not as they were written
     └── ResourceExhausted         exit 4: memory or disk
 
-A message has three parts: what is wrong, how much or where, and what to do.
+A message has three parts: what is wrong, how much or where, and what to do. It names no file
+of a scan; `named` tells that beside it.
 """
 
 import errno
 from pathlib import Path
 from traceback import FrameSummary, extract_tb
+from typing import TypeVar
 
-DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+E = TypeVar("E", bound=BaseException)
+
+# A file that outgrows its limit (EFBIG) has met a quota of another kind.
+DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+# What libraries say in a RuntimeError: torch twice, a driver, a thread that finds no stack, and
+# oneDNN, which knows all layers used here, so that it can lack nothing but memory.
+NO_MEMORY = (
+    "out of memory", "allocate memory", "not enough memory", "can't start new thread",
+    "could not create a primitive",
+)  # fmt: skip
+LONGEST_DETAIL = 160
 
 
 class MedsiamError(Exception):
@@ -132,14 +145,40 @@ class ResourceExhausted(MedsiamError):
 
 def as_medsiam_error(error: Exception) -> Exception:
     """Exhausted memory or disk by its own name; any other error as it is."""
-    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
-        detail = one_line(str(error)) or "no detail"
-        return ResourceExhausted(f"out of memory ({detail}); free some, or use --device cpu")
+    if is_out_of_memory(error):
+        detail = one_line(str(error))[:LONGEST_DETAIL]
+        told = f"out of memory ({detail})" if detail else "out of memory"
+        remedy = "use --device cpu" if "CUDA" in detail else "end other programs, or use a larger machine"
+        return ResourceExhausted(f"{told}; {remedy}")
     if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
         return ResourceExhausted(f"the disk is full ({error.filename or 'no detail'}); free some space")
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return ResourceExhausted("out of memory; free some")
     return error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, of this machine or of its GPU."""
+    # By name: importing torch to ask for its class would cost seconds.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
+def named(error: E, name: object) -> E:
+    """The error with the name of a file beside its message.
+
+    A file's name may be a patient's. So no message holds one, for messages are kept in reports,
+    worklists and queues; what stands beside is told to who sits before the terminal alone.
+    """
+    error.add_note(str(name))
+    return error
+
+
+def spoken(error: BaseException) -> str:
+    """What is told of an error at the terminal: its message, and the names that it must not hold."""
+    names = "; ".join(getattr(error, "__notes__", ()))
+    return one_line(f"{error} ({names})" if names else str(error))
 
 
 def one_line(text: str) -> str:
@@ -152,13 +191,3 @@ def own_frame(error: BaseException, home: Path) -> FrameSummary:
     frames = extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(home)]
     return (ours or frames)[-1]
-
-
-def _is_torch_out_of_memory(error: Exception) -> bool:
-    # By name: importing torch to ask for its class would cost seconds.
-    if type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )

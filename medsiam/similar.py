@@ -24,7 +24,7 @@ from medsiam.cases.search import SearchOutcome, Wish, search_cases
 from medsiam.cases.settings import IndexSettings
 from medsiam.encoding.encoder import Encoder
 from medsiam.encoding.weights import load_encoder
-from medsiam.errors import IndexRefused, InputRefused
+from medsiam.errors import IndexRefused, InputRefused, named, spoken
 from medsiam.reading import SeriesEntry, load_key, read_volume
 from medsiam.report.search_json import result_json
 from medsiam.volume import Volume
@@ -73,7 +73,7 @@ def add_to_index(
     entries, refused = series_of(scans, key)
     usable = [entry for entry in entries if entry.is_usable]
     if not usable:
-        raise InputRefused(_nothing_usable(entries, refused))
+        raise _nothing_usable(entries, refused)
     encoder = _encoder_for(folder, usable, weights, device)
     index = CaseIndex.make(
         folder,
@@ -215,8 +215,9 @@ def _fitting_encoder(index: CaseIndex, volume: Volume, weights: str | None, devi
     return encoder
 
 
-def _nothing_usable(entries: Sequence[SeriesEntry], refused: Sequence[Refused]) -> str:
-    reasons = [each.message for each in refused]
-    reasons += [str(entry.refusal or entry.reason) for entry in entries if not entry.is_usable]
-    first = reasons[0] if reasons else "nothing was found"
-    return f"no scan can be added ({len(reasons)} refused, the first: {first})"
+def _nothing_usable(entries: Sequence[SeriesEntry], refused: Sequence[Refused]) -> InputRefused:
+    told = [(each.message, each.spoken) for each in refused]
+    told += [(str(e.refusal or e.reason), spoken(e.refusal) if e.refusal else "") for e in entries]
+    reason, names = told[0] if told else ("nothing was found", "")
+    error = InputRefused(f"no scan can be added ({len(told)} refused, the first: {reason})")
+    return named(error, names) if names not in ("", reason) else error

@@ -63,7 +63,7 @@ def read_weights(path: str | Path, *, expected_sha256: str | None = None) -> Wei
     if expected_sha256 is not None and sha256 != expected_sha256.lower():
         raise WeightsRefused(
             f"{path.name} has the SHA-256 {sha256[:12]}…, expected was {expected_sha256[:12]}…; "
-            "it was changed or damaged, fetch it again"
+            "it was changed or damaged; reinstall medsiam, or fetch it again"
         )
     metadata = _metadata(data, path.name)
     try:

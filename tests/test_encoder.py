@@ -273,12 +273,13 @@ def test_a_pickle_is_refused_unread_whatever_its_name(tmp_path, name):
 
 
 def rewritten(path, change=lambda tensors, record: None, *, keeps_digest=False):
-    """The file with its tensors and record changed, the recorded digest set right unless kept."""
+    """The file with its tensors and record changed, the recorded digests set right unless kept."""
     file = read_weights(path)
     tensors, record = dict(file.tensors), json.loads(file.metadata[KEY])
     change(tensors, record)
     if not keeps_digest:
         record["tensors_sha256"] = tensors_digest(tensors)
+        del record["record_sha256"]
     save_file(tensors, path, metadata={KEY: json.dumps(record)})
     return path
 

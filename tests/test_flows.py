@@ -118,7 +118,7 @@ def test_a_cron_schedule_fires_and_finishes_by_itself(server, tmp_path):
     def finished():
         return [run for run in server.runs() if run["auto_scheduled"] and run["state_type"] == "COMPLETED"]
 
-    (run,) = wait_for(finished, 90, "the scheduled run")
+    (run,) = wait_for(finished, 300, "the scheduled run")
     assert run["state"]["message"].startswith("compared 1,") and (out / "worklist.html").is_file()
 
 

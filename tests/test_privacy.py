@@ -8,25 +8,59 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
+import json
 import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
+import nibabel
+import numpy as np
+import pydicom
 import pytest
 from typer.testing import CliRunner
 
 from medsiam import cli
+from medsiam.pacs.dicomweb import Dicomweb
+from medsiam.pacs.exchange import send_folder
+from medsiam.pacs.settings import ArchiveSettings
+from medsiam.serving.lifeline import lifeline
+from medsiam.serving.queue import WORKERS
+from medsiam.serving.server import QueueServer
+from medsiam.serving.settings import ArchiveEntry, HttpSettings, ServeSettings, WorkSettings
+from medsiam.serving.work import Bench, do_job
 from tests.archive_maker import write_visit
+from tests.orthanc import PASSWORD, USER, orthanc
+from tests.serving import TOKEN, answer_of
 
 NAME, NUMBER, BIRTH = "Zyxwolska^Quetzalia", "QZX90417735", "19310523"
-SECRETS = ("Zyxwolska", "Quetzalia", NUMBER, "90417735", BIRTH, "1931-05-23")
-# Where people keep scans: the folder is named by the patient.
+# What else a header tells of a person, each with a value that is found again.
+TOLD = {
+    "AccessionNumber": "QA55501234", "StudyID": "QS77704321", "InstitutionName": "Quillworth Infirmary",
+    "InstitutionAddress": "9 Quillworth Lane", "ReferringPhysicianName": "Brunhildova^Ottokar",
+    "OperatorsName": "Vandermolenski^Xenia", "OtherPatientIDs": "QOLD8812345",
+    "PatientAddress": "7 Xyloquist Row", "PatientTelephoneNumbers": "0199555777",
+    "PatientComments": "lives at Xyloquist Row", "StationName": "QUILLSTATION",
+}  # fmt: skip
+SECRETS = (
+    "Zyxwolska", "Quetzalia", NUMBER, "90417735", BIRTH, "1931-05-23", "QA55501234", "QS77704321",
+    "Quillworth", "Brunhildova", "Vandermolenski", "QOLD8812345", "Xyloquist", "0199555777", "QUILLSTATION",
+)  # fmt: skip
+# Where people keep scans: folders and files are named by the patient.
 HOME = f"Zyxwolska, Quetzalia {NUMBER}"
 QUICK = ("--device", "cpu", "--fast")
+STUDY = f"1.2.826.{sum(map(ord, 'visits'))}."
+UNREADABLE = (
+    f"loose/{NAME}.nii.gz", f"loose/{NAME}.png", f"packed/{HOME}.zip", "packed/outside.zip", "broken",
+    f"{HOME}.nothing",
+)  # fmt: skip
+# What tells its user on standard error which file it means.
+NAMING = ("index add", "batch", "refused")
 
 
 def needles() -> list[bytes]:
@@ -104,15 +138,34 @@ def place(tmp_path_factory):
         patch.setenv(name, str(folder))
     patch.delenv("MEDSIAM_KEY", raising=False)
     for visit in range(3):
-        write_visit(root / HOME, "visits", visit, name=NAME, number=NUMBER, birth=BIRTH)
+        folder = write_visit(root / HOME, "visits", visit, name=NAME, number=NUMBER, birth=BIRTH)
+        for path in sorted(folder.iterdir()):
+            scan = pydicom.dcmread(path)
+            for keyword, value in TOLD.items():
+                setattr(scan, keyword, value)
+            scan.save_as(folder / f"{HOME} {path.name}")
+            path.unlink()
     broken = shutil.copytree(root / HOME / "visits" / "visit0", root / HOME / "broken" / HOME)
     first = sorted(broken.iterdir())[0]
     first.write_bytes(first.read_bytes()[:700])
-    # Its folder may be named by the patient; the name of a file is told, see docs/privacy.md.
-    (root / HOME / "broken.nii.gz").write_bytes(b"\x1f\x8b broken")
+    write_unreadable(root / HOME / "loose", root / HOME / "packed")
     (root / "labels.csv").write_text(f"patient,grade\n{NUMBER},II\n", encoding="utf-8")
     yield root
     patch.undo()
+
+
+def write_unreadable(loose, packed):
+    """What tells no patient but by its name; and zips that are refused as a whole."""
+    loose.mkdir()
+    (loose / f"{NAME}.nii.gz").write_bytes(b"\x1f\x8b broken")
+    whole = nibabel.Nifti1Image(np.arange(1000, dtype="f4").reshape(10, 10, 10), np.diag([5.0, 5, 5, 1]))
+    for number in (1, 2):
+        nibabel.save(whole, loose / f"{HOME} {number}.nii")
+    (loose / f"{NAME}.png").write_bytes(b"\x89PNG broken")
+    packed.mkdir()
+    (packed / f"{HOME}.zip").write_bytes(b"PK\x03\x04 broken")
+    with zipfile.ZipFile(packed / "outside.zip", "w") as archive:
+        archive.writestr(f"../{HOME}.dcm", b"nothing")
 
 
 def visit(place, number):
@@ -125,20 +178,34 @@ def said(place):
     out = place / "written"
     index, two = ("--index", out / "index"), (visit(place, 0), visit(place, 1))
     formats = ("--formats", "json,html,nifti,dicom")
+    loose = place / HOME / "loose"
+    each_part = [place / HOME / part for part in ("visits", "broken", "loose", "packed")]
     commands = {
         "index add": (
-            "index", "add", place / HOME, *index, "--labels", place / "labels.csv", "--device", "cpu",
+            "index", "add", *each_part, *index, "--labels", place / "labels.csv", "--device", "cpu",
         ),
         "index list": ("index", "list", *index, "--json"),
         "index info": ("index", "info", *index),
         "search": ("search", two[1], *index, "--out", out / "search", "--include-same-patient"),
         "compare": ("compare", *two, "--out", out / "compare", *QUICK, *index, "--json", *formats),
-        "refused": ("compare", place / HOME / "broken", two[1], "--out", out / "refused", *QUICK),
-        "refused file": ("compare", place / HOME / "broken.nii.gz", two[1], "--out", out / "no", *QUICK),
+        **{
+            f"refused {n}": (
+                "compare", place / HOME / each, two[1], "--out", out / f"no{n}", "--json", *QUICK,
+            )
+            for n, each in enumerate(UNREADABLE)
+        },
+        "compare loose": ("compare", loose, two[1], "--out", out / "loose", *QUICK),
+        "refused series": (
+            "compare", loose, two[1], "--prior-series", f"{HOME} 7.nii", "--out", out / "s", *QUICK,
+        ),
+        "refused objects": (
+            "compare", loose / f"{HOME} 1.nii", two[1], "--out", out / "o", *QUICK, *formats,
+        ),
+        "refused export": ("deidentify", loose / f"{HOME} 1.nii", "--out", out / "e", "--json"),
         "trajectory": ("trajectory", *two, visit(place, 2), "--out", out / "course", *QUICK),
         "batch": ("batch", place / HOME, "--out", out / "night", "--json", "--log", out / "log", *index),
         "verify": ("verify", out / "night"),
-        "deidentify": ("deidentify", place / HOME, "--out", out / "export", "--json"),
+        "deidentify": ("deidentify", visit(place, 0).parent, "--out", out / "export", "--json"),
         "index rebuild": ("index", "rebuild", *index, "--device", "cpu"),
         "index remove": ("index", "remove", "--patient", NUMBER, *index),
         "doctor": ("doctor", *index, "--device", "cpu"),
@@ -161,9 +228,19 @@ def test_nothing_that_was_written_knows_the_patient(place, said):
 
 
 def test_nothing_that_was_said_knows_the_patient(said):
-    """What stands on the screen stands in a log tomorrow."""
-    found = {name: leaks(result.output.encode()) for name, result in said.items()}
+    """What a program prints stands in a log tomorrow."""
+    found = {name: leaks(result.stdout.encode()) for name, result in said.items()}
     assert not any(found.values()), found
+
+
+def test_only_who_sits_before_it_is_told_which_file_is_meant(said):
+    """On standard error, where a file must be found to be mended; by nothing else of the patient."""
+    found = {name: leaks(result.stderr.encode()) for name, result in said.items()}
+    assert all(name.startswith(NAMING) for name, told in found.items() if told), found
+    assert (
+        NAME in said["refused 0"].stderr and HOME in said["batch"].stderr and HOME in said["index add"].stderr
+    )
+    assert said["refused 0"].stderr.count("\n") == 1
 
 
 def test_the_objects_for_the_archive_do(place, said):
@@ -191,3 +268,52 @@ def test_sending_says_nothing_of_the_patient(place, said, tmp_path):
         peer.terminate()
         peer.wait(timeout=10)
     assert result.exit_code == 0 and not leaks(result.output.encode())
+
+
+@pytest.fixture(scope="module")
+def served(place, said, tmp_path_factory):
+    """Every page of the service, what its worker told, and what became of its jobs."""
+    data, told = place / "written" / "serving", []
+    with orthanc(tmp_path_factory.mktemp("pacs")) as (port, _), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDSIAM_PACS_USER", USER)
+        patch.setenv("MEDSIAM_PACS_PASSWORD", PASSWORD)
+        entry = ArchiveEntry("orthanc", f"http://127.0.0.1:{port}/dicom-web", ArchiveSettings(retries=0))
+        work = WorkSettings(fast=True, device="cpu", index=place / "written" / "index")
+        settings = ServeSettings(http=HttpSettings(port=0), work=work, archives=(entry,))
+        for number in range(2):
+            send_folder(Dicomweb(entry.url, entry.archive), visit(place, number))
+        server = QueueServer(data, settings, TOKEN)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = [("compare", 0), ("compare", 1), ("similar", 1)]
+        wanted = [{"kind": kind, "archive": "orthanc", "study_uid": f"{STUDY}{n}"} for kind, n in asked]
+        pages = [ask(server, "/jobs", each) for each in wanted]
+        with lifeline(data / WORKERS) as name:
+            bench = Bench(server.queue, data, settings, name, told.append)
+            while (job := server.queue.claim(name)) is not None:
+                outcome = do_job(bench, job)
+                if outcome is not None:
+                    server.queue.settle(job, outcome)
+        pages += [ask(server, path) for path in ("/worklist", "/jobs")]
+        for job in server.queue.jobs():
+            pages += [ask(server, f"/jobs/{job.id}"), ask(server, f"/jobs/{job.id}/report.html")]
+        jobs = server.queue.jobs()
+        server.shutdown()
+        server.server_close()
+    return pages, told, jobs
+
+
+def ask(server, path, told=None):
+    """The body of an answer."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    data = None if told is None else json.dumps(told).encode()
+    return answer_of(f"http://127.0.0.1:{server.server_port}{path}", data, headers)[1]
+
+
+def test_the_service_knows_nobody_in_queue_pages_results_and_what_it_tells(place, served):
+    """A comparison, one without a prior and a search, of a patient in a real archive."""
+    pages, told, jobs = served
+    states = sorted((job.kind, job.state) for job in jobs if not job.same_as)
+    assert states == [("compare", "done"), ("compare", "refused"), ("similar", "done")], jobs
+    assert not leaking_files(place / "written" / "serving") and told and not leaks("\n".join(told).encode())
+    assert not [page for page in pages if leaks(page)] and any(b"<html" in page for page in pages)
+    assert (place / "written" / "serving" / "queue.sqlite").stat().st_size > 4096

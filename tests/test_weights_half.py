@@ -61,6 +61,7 @@ def test_each_tensor_may_be_whole_or_half_and_nothing_else(halved, kind, is_read
     file = read_weights(halved)
     tensors = dict(file.tensors) | {"project.bias": torch.zeros(12).to(kind)}
     record = json.loads(file.metadata[KEY]) | {"tensors_sha256": tensors_digest(tensors)}
+    del record["record_sha256"]
     save_file(tensors, halved, metadata={KEY: json.dumps(record)})
     if is_read:
         assert load_encoder(halved).settings == SMALL

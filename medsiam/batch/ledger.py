@@ -14,6 +14,7 @@ taken for a result.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -44,6 +45,9 @@ OWNER_ONLY = 0o700
 
 # Patient keys and case ids are hexadecimal digests; a case from elsewhere must not lead elsewhere.
 NAME = re.compile(r"[0-9a-z-]{1,64}")
+
+# What an OUT that may not be written says; a full disk is another matter.
+CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR})
 
 # A row's fields that say when it was computed, not what came of it.
 _OF_THIS_RUN = ("is_fresh",)
@@ -76,22 +80,17 @@ class Ledger:
 
     def open(self) -> Ledger:
         """The ledger with its folders made. Raises InputRefused where they cannot be."""
-        try:
+        with self._writing():
             self.out.mkdir(parents=True, exist_ok=True)
             for name in ("", "ledger", "locks", "stage"):
                 (self.home / name).mkdir(mode=OWNER_ONLY, exist_ok=True)
-        except OSError as error:
-            if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
-                raise InputRefused(
-                    f"cannot write to {self.out}: {error.strerror}; choose a folder you may write to"
-                ) from error
-            raise
         return self
 
     @contextmanager
     def held(self, case_id: str, *, wait: bool = True) -> Iterator[bool]:
         """Whether the case is ours while the block runs; False where another holds it and we do not wait."""
-        handle = os.open(self.home / "locks" / case_id, os.O_RDWR | os.O_CREAT, 0o600)
+        with self._writing():
+            handle = os.open(self.home / "locks" / case_id, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -114,13 +113,18 @@ class Ledger:
             return None
 
     def write(self, record: Record) -> None:
-        """Puts a record in its place by one rename, once it is on the disk."""
+        """Puts a record in its place by one rename, once it is on the disk.
+
+        Raises InputRefused where OUT may not be written any more.
+        """
         row = {name: value for name, value in record.row.as_dict().items() if name not in _OF_THIS_RUN}
         told = {
             "schema": SCHEMA, "case_id": record.case_id, "key": record.key, "row": row,
             "inputs": [list(each) for each in record.inputs], "files": record.files, "pair": record.pair,
         }  # fmt: skip
-        write_whole(self._path(record.case_id), json.dumps(told, ensure_ascii=False, default=float) + "\n")
+        text = json.dumps(told, ensure_ascii=False, default=float) + "\n"
+        with self._writing():
+            write_whole(self._path(record.case_id), text)
 
     def done(self, case: Case, key: str | None = None, settings: BatchSettings | None = None) -> Row | None:
         """The row of a case that was done with this key and whose files still stand; else None.
@@ -193,6 +197,18 @@ class Ledger:
             if status.st_mtime_ns != told["mtime_ns"] and sha256_of(self.out / name) != told["sha256"]:
                 return False
         return bool(record.files) or record.row.report is None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A block that writes below OUT. Raises InputRefused where that is not allowed."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in CLOSED:
+                raise
+            raise InputRefused(
+                f"cannot write to {self.out}: {error.strerror}; choose a folder you may write to"
+            ) from error
 
     def _path(self, case_id: str) -> Path:
         return self.home / "ledger" / f"{case_id}.json"

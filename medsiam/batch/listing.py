@@ -22,6 +22,7 @@ from medsiam.reading.archive import Source, find_sources, sources_by_folder
 from medsiam.reading.dicom import DAMAGED
 from medsiam.reading.dicomdir import is_dicomdir, referenced_sources
 from medsiam.reading.finding import entries_of
+from medsiam.reading.identity import keyed_hash
 from medsiam.volume import Acquisition
 
 Progress = Callable[[str], None]
@@ -92,15 +93,15 @@ def list_folder(archive: Path, *, key: bytes, leave_out: Path, progress: Progres
     """
     listing = Listing()
     met: dict[str, list[_Met]] = {}
-    for group in _groups(archive, leave_out, listing):
+    for group in _groups(archive, leave_out, listing, key):
         entries, _ = entries_of(group, key)
         damaged = [entry for entry in entries if entry.reason == DAMAGED]
-        listing.refused += _damaged_rows(damaged)
+        listing.refused += _damaged_rows(damaged, key)
         for entry in entries:
             if entry.reason == DAMAGED:
                 continue
             name = entry.acquisition.series_uid or f"file {entry.paths[0]} {entry.name}"
-            met.setdefault(name, []).append(_met(entry, entries, group))
+            met.setdefault(name, []).append(_met(entry, entries, group, key))
         listing.files += len(group)
         if listing.files // FILES_TOLD_EVERY != (listing.files - len(group)) // FILES_TOLD_EVERY:
             progress(f"{listing.files} files seen")
@@ -115,34 +116,41 @@ def list_folder(archive: Path, *, key: bytes, leave_out: Path, progress: Progres
     return listing
 
 
-def _groups(archive: Path, leave_out: Path, listing: Listing) -> Iterable[tuple[Source, ...]]:
+def _groups(archive: Path, leave_out: Path, listing: Listing, key: bytes) -> Iterable[tuple[Source, ...]]:
     """The files of each folder, or of the one file that an archive is."""
     if not archive.is_dir():
         return (referenced_sources(archive) if is_dicomdir(archive) else find_sources(archive),)
 
     def refuse(path: Path, error: InputRefused) -> None:
-        listing.refused.append(input_row(path.name, error, place=str(path)))
+        listing.refused.append(input_row("a part of the archive", error, place=str(path), key=key))
 
     inside = archive / os.path.relpath(leave_out.resolve(), archive.resolve())
     return sources_by_folder(archive, leave_out=inside, refuse=refuse)
 
 
-def input_row(name: str, error: MedsiamError, *, place: str, acquisition: Acquisition | None = None) -> Row:
-    """A refused input. Folders may tell whom they are of, so only a digest of its place is kept."""
+def input_row(
+    title: str, error: MedsiamError, *, place: str, key: bytes, acquisition: Acquisition | None = None
+) -> Row:
+    """A refused input. Names of files and folders may tell whom they are of: a keyed digest is kept.
+
+    title  what it is called: a series' UID, or which of the files it is
+    place  the path, for the terminal alone
+    """
     told = acquisition or Acquisition()
     scan = Scan(
-        name, (), "", told.study_uid, told.series_uid, told.modality, told.body_part,
+        title, (), "", told.study_uid, told.series_uid, told.modality, told.body_part,
         told.acquired.isoformat(timespec="seconds") if told.acquired else None,
     )  # fmt: skip
     return Row(
-        case_id=digest_of("input", place, name),
+        case_id=keyed_hash(key, "input", place, title)[:ID_DIGITS],
         kind="input",
         state="refused",
         patient_key=told.patient_key,
-        summary=f"{name[:64]} was not compared.",
+        summary=f"{title[:1].upper()}{title[1:64]} was not compared.",
         code=error.code,
         reason=str(error),
         current=scan.told(),
+        spoken=place,
     )
 
 
@@ -164,13 +172,13 @@ def signature_of(sources: Sequence[Source]) -> str:
     return hashlib.sha256("\n".join([*told, *members]).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _damaged_rows(damaged: Sequence[SeriesEntry]) -> Iterator[Row]:
+def _damaged_rows(damaged: Sequence[SeriesEntry], key: bytes) -> Iterator[Row]:
     """One row for the damaged files of a folder: a series cut short in transfer may be hundreds."""
     if not damaged:
         return
     first, refusal = damaged[0], damaged[0].refusal
     assert refusal is not None, "a damaged file is refused"
-    row = input_row(first.name, refusal, place=str(first.paths[0]))
+    row = input_row(first.title, refusal, place=str(first.paths[0]), key=key)
     if len(damaged) > 1:
         row = replace(row, reason=f"{len(damaged)} files of one folder are damaged, the first: {row.reason}")
     yield row
@@ -185,7 +193,7 @@ def _settled(together: Sequence[_Met], key: bytes, listing: Listing) -> Sequence
     files = sorted({file for each in kept for file in each.files})
     sources = [Source(Path(path), member) for path, member in files]
     entries, _ = entries_of(sources, key)
-    return [_met(entry, entries, sources) for entry in entries]
+    return [_met(entry, entries, sources, key) for entry in entries]
 
 
 def _without_copies(together: Sequence[_Met], listing: Listing) -> Iterator[_Met]:
@@ -198,14 +206,14 @@ def _without_copies(together: Sequence[_Met], listing: Listing) -> Iterator[_Met
         yield each
 
 
-def _met(entry: SeriesEntry, entries: Sequence[SeriesEntry], group: Sequence[Source]) -> _Met:
+def _met(entry: SeriesEntry, entries: Sequence[SeriesEntry], group: Sequence[Source], key: bytes) -> _Met:
     sources = _sources_of(entry, entries, group)
     outcome: Found | Row | None = None
     if entry.is_usable:
         outcome = _found(entry, sources)
     elif entry.refusal is not None and entry.role == "image":
         place = str(entry.paths[0])
-        outcome = input_row(entry.name, entry.refusal, place=place, acquisition=entry.acquisition)
+        outcome = input_row(entry.title, entry.refusal, place=place, key=key, acquisition=entry.acquisition)
     return _Met(entry.name, tuple((str(source.path), source.member) for source in sources), outcome)
 
 

@@ -168,6 +168,7 @@ def _refused(found: Sequence[Found], code: str, reason: str) -> Row:
         reason=reason,
         current=scans[-1].told(),
         prior=scans[0].told() if len(scans) > 1 else None,
+        spoken="" if scans[-1].series_uid or not scans[-1].files else scans[-1].files[0][0],
     )
 
 

@@ -101,6 +101,7 @@ class Row:
     largest        the largest change of a finding: ml, or percent of the lungs in a radiograph
     report         its page, or its JSON, relative to the output folder
     is_fresh       whether this run computed it
+    spoken         which file is meant, for the terminal alone
     """
 
     case_id: str
@@ -123,10 +124,11 @@ class Row:
     computed: str | None = None
     seconds: float | None = None
     is_fresh: bool = False
+    spoken: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON: what may be kept."""
+        return {name: value for name, value in asdict(self).items() if name != "spoken"}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from medsiam.pairing.series_match import match_many, series_likeness
 
 # No scanner of this kind ran before; clocks that lost their battery begin at 1970 or earlier.
 EARLIEST = datetime(1980, 1, 2)
-# Clocks of two time zones.
-FUTURE_ALLOWED = timedelta(days=1)
+# Clocks of two time zones, and one of ours that lags by a day.
+FUTURE_ALLOWED = timedelta(days=2)
 PROJECTION = frozenset({"CR", "DX", "RG"})
 
 

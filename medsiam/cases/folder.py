@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,7 +10,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,25 @@ def make_private(folder: Path, *, allow_shared: bool) -> None:
 def only_writer(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """The lock of this index, held while the block runs; files made in it have mode 0600.
 
-    A process that dies gives it back. Raises IndexRefused where it is not free in time,
-    or the folder cannot be written.
+    A process that dies gives it back. The folder itself is locked beside the file, which may
+    be deleted under a writer. Raises IndexRefused where it is not free in time, or the
+    folder cannot be written.
     """
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise IndexRefused(
-            f"the index in {folder} cannot be written ({error.strerror}); check its permissions"
-        ) from error
-    earlier = os.umask(OWNER_ONLY_MASK)
-    try:
-        _wait_for(handle, folder, time.monotonic() + patience_s)
+    with ExitStack() as held:
+        try:
+            handles = [
+                _opened(folder / LOCK, os.O_RDWR | os.O_CREAT, held),
+                _opened(folder, os.O_RDONLY | os.O_DIRECTORY, held),
+            ]
+        except OSError as error:
+            raise IndexRefused(
+                f"the index in {folder} cannot be written ({error.strerror}); check its permissions"
+            ) from error
+        held.callback(os.umask, os.umask(OWNER_ONLY_MASK))
+        deadline = time.monotonic() + patience_s
+        for handle in handles:
+            _wait_for(handle, folder, deadline)
         yield
-    finally:
-        os.umask(earlier)
-        os.close(handle)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -106,6 +110,12 @@ def write_private(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
+def _opened(path: Path, flags: int, held: ExitStack) -> int:
+    handle = os.open(path, flags, 0o600)
+    held.callback(os.close, handle)
+    return handle
+
+
 def _wait_for(handle: int, folder: Path, deadline: float) -> None:
     while True:
         try:
@@ -117,3 +127,8 @@ def _wait_for(handle: int, folder: Path, deadline: float) -> None:
                     f"another process writes to the index in {folder}; wait until it has ended"
                 ) from None
             time.sleep(POLL_S)
+        except OSError as error:
+            # Network file systems cannot lock a folder; there the file alone must do.
+            if error.errno != errno.EBADF:
+                raise
+            return

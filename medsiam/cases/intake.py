@@ -25,7 +25,7 @@ from medsiam.cases.index import Added, CaseIndex
 from medsiam.cases.labels import LabelTable, Told
 from medsiam.cases.region import Region, regions_of_labels
 from medsiam.encoding.encoder import Encoder, Features
-from medsiam.errors import InputRefused, MedsiamError
+from medsiam.errors import InputRefused, MedsiamError, spoken
 from medsiam.reading import SeriesEntry, find_series, read_series, read_volume
 from medsiam.reading.identity import keyed_hash
 from medsiam.volume import Volume
@@ -48,11 +48,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Refused:
-    """A series that was not taken, and why."""
+    """A series that was not taken, and why.
+
+    spoken  the same with the names of files, for the terminal alone
+    """
 
     name: str
     code: str
     message: str
+    spoken: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """What may be kept."""
+        return {"name": self.name, "code": self.code, "message": self.message}
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,12 @@ def series_of(paths: Iterable[Path], key: bytes) -> tuple[list[SeriesEntry], lis
     """Every series in these places, each once, and the places that hold none."""
     found: dict[tuple[object, ...], SeriesEntry] = {}
     refused = []
-    for path in paths:
+    for number, path in enumerate(paths, 1):
         try:
             for entry in find_series(path, key=key):
                 found.setdefault((entry.name, entry.paths), entry)
         except InputRefused as error:
-            refused.append(Refused(path.name, error.code, str(error)))
+            refused.append(Refused(f"scan {number} as given", error.code, str(error), spoken(error)))
     return list(found.values()), refused
 
 
@@ -264,7 +272,7 @@ class _Run:
         self._scans, self._lesions = [], []
 
     def _refuse(self, entry: SeriesEntry, error: MedsiamError) -> None:
-        self.refused.append(Refused(entry.name, error.code, str(error)))
+        self.refused.append(Refused(entry.title, error.code, str(error), spoken(error)))
 
     def _tells_more(self, entry: SeriesEntry, known: Case) -> bool:
         """Whether the table says something new of it, or its findings are not stored yet."""

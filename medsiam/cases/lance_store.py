@@ -26,7 +26,7 @@ from medsiam.cases.case import LABEL_PREFIX, NUMBERS, TEXTS, Case, Kind
 from medsiam.cases.filters import Every, Filter, Some, Test, one_of
 from medsiam.cases.settings import IndexSettings
 from medsiam.cases.store import Near
-from medsiam.errors import IndexDamaged, ResourceExhausted
+from medsiam.errors import IndexDamaged, IndexRefused, ResourceExhausted
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ TRIES = 3
 STALE_SHARE = 0.05
 
 _NO_ROOM = ("no space left", "disk quota", "file too large", "os error 28", "os error 27", "os error 122")
+_CLOSED = ("permission denied", "read-only file system")
 
 
 class LanceStore:
@@ -294,6 +295,10 @@ class LanceStore:
                     f"the disk is full: {self._folder.name!r} took no more cases; free some space and run "
                     "again, "
                     "what was stored stays"
+                ) from error
+            if any(sign in text.lower() for sign in _CLOSED):
+                raise IndexRefused(
+                    f"the index in {self._folder.name!r} may not be written or read; check its permissions"
                 ) from error
             if last:
                 raise IndexDamaged(

@@ -20,6 +20,7 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import nn
 
+from medsiam.encoding.fitting import encoded_that_fits
 from medsiam.encoding.preparation import PreparationSettings, Prepared, prepare
 from medsiam.errors import WeightsRefused
 from medsiam.volume import Grid, Volume
@@ -200,20 +201,17 @@ class Encoder:
         return first, second
 
     def encode(self, volumes: Sequence[Volume]) -> tuple[Features, ...]:
-        """The features of each volume, in one batch.
+        """The features of each volume, in one batch, or in parts where memory is short.
 
         Raises WeightsRefused where one is of other dimensions, Unreadable where a
-        voxel is not finite.
+        voxel is not finite, ResourceExhausted where not even one fits.
         """
         for volume in volumes:
             self._check_dimensions(volume)
         prepared = [prepare(volume, self.settings.preparation) for volume in volumes]
         images = torch.stack([self._image(each) for each in prepared])
-        device = next(self.network.parameters()).device
-        # Not inference_mode: a change head that is trained on these features needs them.
-        with torch.no_grad():
-            encoded = self.network(images.to(device))
-        return tuple(self._features(encoded, n, each.grid) for n, each in enumerate(prepared))
+        done = zip(encoded_that_fits(self.network, images), prepared, strict=True)
+        return tuple(self._features(encoded, n, each.grid) for (encoded, n), each in done)
 
     def same_patient_probability(self, first: Features, second: Features) -> float | None:
         """The probability that two scans are of one patient; None where it was never measured."""

@@ -10,6 +10,7 @@ weights cannot come from here.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -30,6 +31,10 @@ ARCHITECTURE = "twin-pyramid/2"
 KEY = "medsiam-encoder"
 
 ID_DIGITS = 12
+
+# Of the record's other entries; files of earlier versions, and those that people write, lack it.
+OWN_DIGEST = "record_sha256"
+ENTRIES = {"architecture", "name", "settings", "tensors_sha256", "about", OWN_DIGEST}
 
 # What the record tells "about" the curve from distance to probability.
 SAME_PATIENT = "same_patient"
@@ -63,6 +68,11 @@ def recorded(
         "about": dict(about),
     }
     return tensors, record
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the digest of all its entries."""
+    return {**record, OWN_DIGEST: _digest_of(record)}
 
 
 def encoder_from(file: WeightFile, shown: str) -> Encoder:
@@ -117,6 +127,7 @@ def _described(file: WeightFile, shown: str) -> tuple[str, EncoderSettings, Same
         record = json.loads(file.metadata[KEY])
         architecture, called = str(record["architecture"]), str(record["name"])
         digest = str(record["tensors_sha256"])
+        _check_record(record)
         settings = settings_from(record["settings"]) if architecture == ARCHITECTURE else None
         same_patient = _same_patient(record.get("about", {}))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -131,6 +142,17 @@ def _described(file: WeightFile, shown: str) -> tuple[str, EncoderSettings, Same
             f"{shown} does not match the digest recorded in it; it was changed, fetch it again"
         )
     return called, settings, same_patient
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raises ValueError where an entry is not as it was written, or none that is written."""
+    others = {key: value for key, value in record.items() if key != OWN_DIGEST}
+    if not set(record) <= ENTRIES or record.get(OWN_DIGEST) not in (None, _digest_of(others)):
+        raise ValueError("the record was changed")
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _filled(settings: EncoderSettings, file: WeightFile, shown: str) -> TwinEncoder:

@@ -18,7 +18,7 @@ import torch
 from medsiam.encoding.bundle import load_bundle
 from medsiam.encoding.checkpoint import ENDINGS, read_checkpoint
 from medsiam.encoding.encoder import Encoder, TwinEncoder
-from medsiam.encoding.record import ID_DIGITS, KEY, encoder_from, is_name, recorded
+from medsiam.encoding.record import ID_DIGITS, KEY, encoder_from, is_name, recorded, sealed
 from medsiam.errors import ConfigRefused, WeightsRefused
 from medsiam.weightfile import read_weights, write_weights
 
@@ -110,7 +110,7 @@ def save_encoder(
         )
     about = {key: value for key, value in metadata.items() if key != "name"}
     tensors, record = recorded(network, name, about, half=half)
-    sha256 = write_weights(path, tensors, {KEY: json.dumps(record, sort_keys=True, allow_nan=False)})
+    sha256 = write_weights(path, tensors, {KEY: json.dumps(sealed(record), sort_keys=True, allow_nan=False)})
     return f"{name}@{sha256[:ID_DIGITS]}"
 
 

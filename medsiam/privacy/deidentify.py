@@ -28,7 +28,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 
 from medsiam import __version__
-from medsiam.errors import InputRefused, Unreadable
+from medsiam.errors import InputRefused, Unreadable, named
 from medsiam.privacy import kept
 from medsiam.reading import tags
 from medsiam.reading.archive import Opener, Source, find_sources
@@ -87,7 +87,8 @@ def deidentify(path: str | Path, out: str | Path, *, key: bytes) -> Exported:
             counts["written"] += 1
         written = counts.pop("written", 0)
         if not written:
-            raise InputRefused(f"{Path(path).name!r} holds no scan to export: {_reasons(counts)}")
+            refusal = InputRefused(f"there is no scan to export: {_reasons(counts)}; name another folder")
+            raise named(refusal, repr(Path(path).name))
     return Exported(written, len(patients), dict(sorted(counts.items())))
 
 

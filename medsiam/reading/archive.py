@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from medsiam.errors import InputRefused, Unreadable
+from medsiam.errors import InputRefused, Unreadable, named
 
 # Above these a folder or an archive is no set of studies of one comparison.
 MOST_FILES = 500_000
@@ -94,10 +94,11 @@ class Opener:
         except KeyError as error:
             raise Unreadable("the archive changed while it was read; try again") from error
         except ZIP_ERRORS as error:
-            raise Unreadable(
-                f"{source.base_name!r} cannot be opened or unpacked ({type(error).__name__}); "
+            refusal = Unreadable(
+                f"a file cannot be opened or unpacked ({type(error).__name__}); "
                 "check its permissions, or copy or pack it again"
-            ) from error
+            )
+            raise named(refusal, repr(source.base_name)) from error
 
     def _in(self, path: Path) -> zipfile.ZipFile:
         if self._archive is None or self._archive_path != path:
@@ -116,7 +117,7 @@ def find_sources(path: Path) -> tuple[Source, ...]:
     if path.is_dir():
         return tuple(_in_folder(path))
     if not path.is_file():
-        raise InputRefused(f"there is no file or folder {path.name!r}; check the path")
+        raise named(InputRefused("there is no such file or folder; check the path"), repr(str(path)))
     if is_zip(path):
         return members(path)
     return (Source(path, size=path.stat().st_size),)
@@ -204,41 +205,43 @@ def members(path: Path) -> tuple[Source, ...]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
+        _check_archive(infos)
+        for info in infos:
+            _check_member(info)
+    except InputRefused as error:
+        raise named(error, repr(path.name)) from None
     except ZIP_ERRORS as error:
-        raise Unreadable(f"{path.name!r} is a damaged zip archive; pack it again") from error
-    _check_archive(path.name, infos)
-    for info in infos:
-        _check_member(path.name, info)
+        raise named(Unreadable("the zip archive is damaged; pack it again"), repr(path.name)) from error
     visible = [info for info in infos if not _is_hidden(info.filename)]
     return tuple(sorted(Source(path, info.filename, info.file_size) for info in visible))
 
 
-def _check_archive(name: str, infos: list[zipfile.ZipInfo]) -> None:
+def _check_archive(infos: list[zipfile.ZipInfo]) -> None:
     total = sum(info.file_size for info in infos)
     if len(infos) > MOST_MEMBERS or total > MOST_ARCHIVE_BYTES:
         raise Unreadable(
-            f"{name!r} unpacks to {len(infos)} files of {total / 2**30:.1f} GiB, more than "
+            f"the zip archive unpacks to {len(infos)} files of {total / 2**30:.1f} GiB, more than "
             f"{MOST_MEMBERS} files or {MOST_ARCHIVE_BYTES >> 30} GiB; unpack it yourself if you trust it"
         )
     if len({info.filename for info in infos}) != len(infos):
-        raise Unreadable(f"{name!r} holds two files of one name; unpack it yourself and name the folder")
+        raise Unreadable("the zip archive holds two files of one name; unpack it and name the folder")
 
 
-def _check_member(name: str, info: zipfile.ZipInfo) -> None:
+def _check_member(info: zipfile.ZipInfo) -> None:
     parts = info.filename.replace("\\", "/").split("/")
     if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in info.filename:
-        raise Unreadable(f"{name!r} holds a file name that leads out of the archive; do not unpack it")
+        raise Unreadable("the zip archive holds a file name that leads out of the archive; do not unpack it")
     if stat.S_ISLNK(info.external_attr >> 16):
-        raise Unreadable(f"{name!r} holds a symbolic link; pack the files themselves")
+        raise Unreadable("the zip archive holds a symbolic link; pack the files themselves")
     if info.flag_bits & 0x1:
-        raise Unreadable(f"{name!r} is locked with a password; unpack it and name the folder")
+        raise Unreadable("the zip archive is locked with a password; unpack it and name the folder")
     inflation = info.file_size / max(info.compress_size, 1)
     if info.file_size > MOST_MEMBER_BYTES or (
         info.file_size > SMALL_MEMBER_BYTES and inflation > MOST_INFLATION
     ):
         raise Unreadable(
-            f"{name!r} holds a file that unpacks {inflation:.0f} : 1 to {info.file_size / 2**20:.0f} MiB; "
-            "unpack it yourself if you trust it"
+            f"the zip archive holds a file that unpacks {inflation:.0f} : 1 to "
+            f"{info.file_size / 2**20:.0f} MiB; unpack it yourself if you trust it"
         )
 
 

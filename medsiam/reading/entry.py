@@ -28,6 +28,7 @@ class SeriesEntry:
     reason           why the role is not "image", "" where it is
     refusal          the error that reading it raises, None where nothing is wrong so far
     content          what the reader of its kind needs, for read_series alone
+    place            "file 3 of 12" where the name is a file's, "" where it is a UID
     """
 
     name: str
@@ -40,12 +41,23 @@ class SeriesEntry:
     reason: str = ""
     refusal: MedsiamError | None = None
     content: Any = field(default=None, repr=False)
+    place: str = ""
 
     @property
     def is_usable(self) -> bool:
         """Whether it is an image that can be read, as far as the headers tell."""
         return self.role == "image" and self.refusal is None
 
+    @property
+    def title(self) -> str:
+        """What it is called wherever that is kept: a file's own name may be a patient's."""
+        return self.place or self.name
+
+    @property
+    def whose_name(self) -> str:
+        """Which file the title means, for the terminal alone; "" where the title says all."""
+        return f"{self.place} is {self.name!r}" if self.place else ""
+
     def __str__(self) -> str:
         description = f" {self.acquisition.description!r}" if self.acquisition.description else ""
-        return f"{self.name}{description} {' x '.join(map(str, self.shape_kji))}"
+        return f"{self.title}{description} {' x '.join(map(str, self.shape_kji))}"

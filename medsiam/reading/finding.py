@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medsiam.errors import InputRefused, MedsiamError, SeriesAmbiguous, Unreadable
+from medsiam.errors import InputRefused, MedsiamError, SeriesAmbiguous, Unreadable, named
 from medsiam.reading.archive import NIFTI_ENDINGS, RASTER_ENDINGS, Source, find_sources
-from medsiam.reading.dicom import dicom_entries, read_dicom
+from medsiam.reading.dicom import DAMAGED, dicom_entries, read_dicom
 from medsiam.reading.dicomdir import is_dicomdir, referenced_sources
 from medsiam.reading.entry import SeriesEntry
 from medsiam.reading.identity import load_key
@@ -33,10 +33,10 @@ def find_series(path: str | Path, *, key: bytes) -> tuple[SeriesEntry, ...]:
     sources = referenced_sources(path) if is_dicomdir(path) else find_sources(path)
     entries, others = entries_of(sources, key)
     if not entries:
-        raise Unreadable(
-            f"{path.name!r} holds no DICOM, NIfTI, PNG, TIFF or JPEG image ({others} other files); check "
-            "the path"
+        refusal = Unreadable(
+            f"there is no DICOM, NIfTI, PNG, TIFF or JPEG image ({others} other files); check the path"
         )
+        raise named(refusal, repr(path.name))
     return entries
 
 
@@ -44,17 +44,36 @@ def entries_of(sources: Sequence[Source], key: bytes) -> tuple[tuple[SeriesEntry
     """The series of these files, and how many of them hold no image at all."""
     nifti = [source for source in sources if _ends(source, NIFTI_ENDINGS)]
     raster = [source for source in sources if _ends(source, RASTER_ENDINGS)]
-    named = set(nifti) | set(raster)
-    dicom, others = dicom_entries((source for source in sources if source not in named), key)
-    entries = (*dicom, *map(nifti_entry, nifti), *map(raster_entry, raster))
+    by_ending = set(nifti) | set(raster)
+    dicom, others = dicom_entries((source for source in sources if source not in by_ending), key)
+    entries = _placed((*dicom, *map(nifti_entry, nifti), *map(raster_entry, raster)), sources)
     return tuple(sorted(entries, key=lambda entry: (entry.name, entry.paths))), others
+
+
+def _placed(entries: Sequence[SeriesEntry], sources: Sequence[Source]) -> Iterator[SeriesEntry]:
+    """The entries; those that only a file's name tells apart with their place among the files."""
+    places = {(source.path, source.base_name): n for n, source in enumerate(sources, 1)}
+    for entry in entries:
+        if entry.kind == "dicom" and entry.reason != DAMAGED:
+            yield entry
+            continue
+        number = places[entry.paths[0], entry.name]
+        placed = replace(entry, place=f"file {number} of {len(sources)}" if len(sources) > 1 else "the file")
+        if placed.refusal is not None:
+            named(placed.refusal, placed.whose_name)
+        yield placed
 
 
 def read_series(entry: SeriesEntry) -> Volume:
     """The voxels of an entry as a Volume. Raises its refusal, or what its pixels cause."""
     if entry.refusal is not None:
         raise entry.refusal
-    return _READERS[entry.kind](entry)
+    try:
+        return _READERS[entry.kind](entry)
+    except MedsiamError as error:
+        if entry.place:
+            named(error, entry.whose_name)
+        raise
 
 
 def read_volume(path: str | Path, *, series_uid: str | None = None, key: bytes | None = None) -> Volume:
@@ -71,7 +90,8 @@ def read_volume(path: str | Path, *, series_uid: str | None = None, key: bytes |
     if not usable:
         raise _reason(entries)
     if len(usable) > 1:
-        raise SeriesAmbiguous(f"{len(usable)} series could be meant: {_listed(usable)}; {_REMEDY}")
+        refusal = SeriesAmbiguous(f"{len(usable)} series could be meant: {_listed(usable)}; {_REMEDY}")
+        raise _with_names(refusal, usable)
     aside = [entry for entry in entries if entry.refusal and entry.role == "image"]
     return _with_notes(read_series(usable[0]), usable[0].reason, len(aside))
 
@@ -93,9 +113,11 @@ def _named(entries: Sequence[SeriesEntry], name: str) -> SeriesEntry:
     found = [entry for entry in entries if entry.name == name]
     found = found or [entry for entry in entries if name and entry.acquisition.series_uid == name]
     if not found:
-        raise SeriesAmbiguous(f"no series {name[:64]!r} is there, but {_listed(entries)}; {_REMEDY}")
+        refusal = SeriesAmbiguous(f"no series of that name is there, but {_listed(entries)}; {_REMEDY}")
+        raise _with_names(named(refusal, f"asked for {name[:64]!r}"), entries)
     if len(found) > 1:
-        raise SeriesAmbiguous(f"series {name[:64]!r} has {len(found)} parts: {_listed(found)}; name one part")
+        refusal = SeriesAmbiguous(f"the series has {len(found)} parts: {_listed(found)}; name one part")
+        raise _with_names(refusal, found)
     return found[0]
 
 
@@ -105,7 +127,15 @@ def _reason(entries: Sequence[SeriesEntry]) -> MedsiamError:
     if len(images) == 1 and images[0].refusal is not None:
         return images[0].refusal
     reasons = "; ".join(f"{entry}: {entry.refusal or entry.reason}" for entry in images[:MOST_LISTED])
-    return InputRefused(f"none of {len(images)} series can be read: {reasons}")
+    return _with_names(InputRefused(f"none of {len(images)} series can be read: {reasons}"), images)
+
+
+def _with_names(error: MedsiamError, entries: Sequence[SeriesEntry]) -> MedsiamError:
+    """The error with the names of the files that it lists beside it."""
+    for entry in entries[:MOST_LISTED]:
+        if entry.place:
+            named(error, entry.whose_name)
+    return error
 
 
 def _listed(entries: Sequence[SeriesEntry]) -> str:

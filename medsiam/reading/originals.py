@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from medsiam.errors import InputRefused
+from medsiam.errors import InputRefused, named
 from medsiam.reading.archive import Opener, Source
 from medsiam.reading.entry import SeriesEntry
 from medsiam.reading.finding import find_series, read_series
@@ -63,10 +63,11 @@ def find_originals(
             found = [entry for entry in found if read_series(entry).acquisition.sha256 == acquisition.sha256]
         if found:
             return originals_of(found[0])
-    raise InputRefused(
-        f"{' and '.join(repr(Path(path).name) for path in paths)} hold no DICOM series that objects could "
-        "refer to; leave dicom out of --formats, or give the scans as DICOM"
+    refusal = InputRefused(
+        "the scans hold no DICOM series that objects could refer to; leave dicom out of --formats, or give "
+        "them as DICOM"
     )
+    raise named(refusal, " and ".join(repr(Path(path).name) for path in paths))
 
 
 def check_is_dicom(path: str | Path, *, key: bytes | None = None) -> None:
@@ -74,10 +75,11 @@ def check_is_dicom(path: str | Path, *, key: bytes | None = None) -> None:
     entries = find_series(path, key=load_key() if key is None else key)
     usable = [entry for entry in entries if entry.is_usable]
     if usable and not any(entry.kind == "dicom" for entry in usable):
-        raise InputRefused(
-            f"{Path(path).name!r} is {usable[0].kind}, which tells no patient and no study that objects "
-            "could belong to; leave dicom out of --formats, or give the scan as DICOM"
+        refusal = InputRefused(
+            f"a scan is {usable[0].kind}, which tells no patient and no study that objects could belong to; "
+            "leave dicom out of --formats, or give the scan as DICOM"
         )
+        raise named(refusal, repr(Path(path).name))
 
 
 def originals_of(entry: SeriesEntry) -> Originals:

@@ -2,11 +2,19 @@
 
 What lies there is replaced only where it can be told to be an earlier result of
 this package; a file of another's making is never overwritten or removed.
+
+    DIR/.medsiam-xxxxxxxx/fresh    the new files in the making; the folder is locked by its maker
+                         /earlier  those of the earlier result, while names are exchanged
+                         /plan     the new names, written before the first is exchanged
+
+Names are exchanged under a lock of DIR, so two processes never mix their files. One that
+is killed in between leaves its plan: whoever comes next puts the earlier files back.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import json
 import os
@@ -14,7 +22,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +60,8 @@ NIFTI_DESCRIP_AT = 148
 NIFTI_SIGN = b"medsiam "
 SCHEMA_SIGN = "medsiam."
 
+STAGE, FRESH, EARLIER, PLAN = ".medsiam-", "fresh", "earlier", "plan"
+
 
 @contextmanager
 def placed_whole(folder: Path, names: Collection[str] = NAMES) -> Iterator[Path]:
@@ -65,13 +75,18 @@ def placed_whole(folder: Path, names: Collection[str] = NAMES) -> Iterator[Path]
     stage = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ours = _earlier_files(folder, names)
-        # Inside the folder, for its parent may be another disk or not be writable.
-        stage = Path(tempfile.mkdtemp(prefix=".medsiam-", dir=folder))
-        fresh = stage / "fresh"
-        fresh.mkdir()
-        yield fresh
-        _exchange(folder, fresh, stage / "earlier", ours)
+        with ExitStack() as held:
+            with _locked(folder):
+                # Inside the folder, for its parent may be another disk or not be writable.
+                stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=folder))
+                held.enter_context(_locked(stage))
+            restore(folder)
+            (stage / FRESH).mkdir()
+            yield stage / FRESH
+            for path in (stage / FRESH).rglob("*"):
+                _settle(path)
+            with _locked(folder):
+                _exchange(folder, stage, names)
         made = None
     except MemoryError as error:
         raise ResourceExhausted(_full_message(folder, "memory is used up")) from error
@@ -82,35 +97,97 @@ def placed_whole(folder: Path, names: Collection[str] = NAMES) -> Iterator[Path]
         raise told from error
     finally:
         if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
+            _discard(stage)
         if made is not None:
             _remove_empty(folder, made)
 
 
-def _exchange(folder: Path, fresh: Path, earlier: Path, ours: frozenset[str]) -> None:
+def restore(folder: Path) -> None:
+    """Puts back the earlier files of a result whose maker was killed while it exchanged names.
+
+    A result that stands whole stays; what is still in the making elsewhere is left alone.
+    """
+    with _locked(folder) as is_alone:
+        for stage in sorted(folder.glob(f"{STAGE}*")) if is_alone else ():
+            # One that is gone was ended in good order just now.
+            with suppress(FileNotFoundError), _locked(stage, wait=False) as is_left:
+                if is_left and _planned(stage):
+                    _put_back(folder, stage)
+                if is_left:
+                    _discard(stage)
+
+
+def _exchange(folder: Path, stage: Path, names: Collection[str]) -> None:
     """Puts fresh files in the place of earlier ones, the seal last; undoes it all on failure."""
-    names = sorted((path.name for path in fresh.iterdir()), key=lambda name: (name in SEALS, name))
-    for name in names:
+    ours = _earlier_files(folder, names)
+    fresh = sorted((path.name for path in (stage / FRESH).iterdir()), key=lambda name: (name in SEALS, name))
+    for name in fresh:
         _refuse_foreign(folder / name, ours)
-    for path in fresh.rglob("*"):
-        _settle(path)
-    earlier.mkdir()
-    taken: list[str] = []
-    placed: list[str] = []
+    (stage / EARLIER).mkdir()
+    (stage / PLAN).write_text("\n".join(fresh), encoding="utf-8")
+    _settle(stage / PLAN)
     try:
         # The seal goes first, so that no moment shows it above files it does not speak of.
         for name in sorted(ours, key=lambda name: (name not in SEALS, name)):
-            os.replace(folder / name, earlier / name)
-            taken.append(name)
-        for name in names:
-            os.replace(fresh / name, folder / name)
-            placed.append(name)
+            os.replace(folder / name, stage / EARLIER / name)
+        for name in fresh:
+            os.replace(stage / FRESH / name, folder / name)
     except BaseException:
-        for name in reversed(placed):
-            os.replace(folder / name, fresh / name)
-        for name in reversed(taken):
-            os.replace(earlier / name, folder / name)
+        _put_back(folder, stage)
         raise
+
+
+def _put_back(folder: Path, stage: Path) -> None:
+    """The earlier files where they were, unless all fresh ones stand in their place."""
+    waiting = _waiting(stage)
+    if not waiting:
+        return
+    for name in reversed(_planned(stage)):
+        if name not in waiting and os.path.lexists(folder / name):
+            os.replace(folder / name, stage / FRESH / name)
+    for path in sorted((stage / EARLIER).iterdir(), key=lambda path: (path.name in SEALS, path.name)):
+        os.replace(path, folder / path.name)
+
+
+def _planned(stage: Path) -> list[str]:
+    """The names that a stage was to bring, in their order; none before it has begun to."""
+    try:
+        return (stage / PLAN).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _waiting(stage: Path) -> set[str]:
+    """The planned names whose files have not been given them."""
+    return {name for name in _planned(stage) if os.path.lexists(stage / FRESH / name)}
+
+
+def _discard(stage: Path) -> None:
+    """Removes a stage, unless it holds earlier files that could not be put back: the folder was closed."""
+    with suppress(OSError):
+        if _waiting(stage) and any((stage / EARLIER).iterdir()):
+            return
+        # The plan first: without all of its files it would tell what is not true.
+        (stage / PLAN).unlink(missing_ok=True)
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Whether the folder is ours alone while the block runs; the kernel frees what a dead process held.
+
+    Some network file systems cannot lock a folder: there it is False, and nothing is put back.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 def _settle(path: Path) -> None:

@@ -17,7 +17,14 @@ from typing import Any
 from medsiam.cases.search import Wish
 from medsiam.change.comparison import Comparison
 from medsiam.compare import compare_series
-from medsiam.errors import ArchiveRefused, InputRefused, MedsiamError, ResourceExhausted, own_frame
+from medsiam.errors import (
+    ArchiveRefused,
+    InputRefused,
+    MedsiamError,
+    ResourceExhausted,
+    as_medsiam_error,
+    own_frame,
+)
 from medsiam.evidence.write import evidence_of
 from medsiam.pacs.exchange import fetch_with_prior, send_folder
 from medsiam.pacs.opening import open_archive
@@ -63,16 +70,21 @@ def do_job(bench: Bench, job: Job) -> Outcome | None:
         return _done(bench, job)
     except ArchiveRefused as error:
         return Outcome("waiting", str(error), error.code, is_archives=not _answers(bench, job))
-    except (ResourceExhausted, MemoryError) as error:
-        return Outcome("waiting", str(error) or "out of memory", "resources", counts=True)
-    except OSError as error:
-        told = f"this machine failed ({error.strerror or type(error).__name__}); look at its disk"
-        return Outcome("waiting", told, "resources", counts=True)
-    except MedsiamError as error:
-        return Outcome("refused", str(error), error.code)
     except Exception as error:
-        # A bug; its message may hold what a scan says, so its kind and place alone are told.
-        return Outcome("failed", f"this is a bug: {type(error).__name__} in {_place(error)}", "bug")
+        return _failed(as_medsiam_error(error))
+
+
+def _failed(error: Exception) -> Outcome:
+    """What an error of this machine, of the scans or of ours means for a job."""
+    if isinstance(error, ResourceExhausted):
+        return Outcome("waiting", str(error), error.code, counts=True)
+    if isinstance(error, MedsiamError):
+        return Outcome("refused", str(error), error.code)
+    if isinstance(error, OSError):
+        told = f"this machine failed ({error.strerror or type(error).__name__}); look at its disk"
+        return Outcome("waiting", told, ResourceExhausted.code, counts=True)
+    # A bug; its message may hold what a scan says, so its kind and place alone are told.
+    return Outcome("failed", f"this is a bug: {type(error).__name__} in {_place(error)}", "bug")
 
 
 def forget_old(bench: Bench) -> int:
