@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,7 +12,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medsiam.errors import ResourceExhausted, Unreadable
 from medsiam.reading.archive import Opener
-from medsiam.reading.guard import MOST_FRAME_PIXELS, Job, decoded
+from medsiam.reading.guard import MOST_FRAME_PIXELS, Cells, Job, decode
 from medsiam.reading.headers import Frame, PixelFormat
 from medsiam.reading.parsing import inflated
 from medsiam.reading.tags import clean
@@ -52,6 +52,10 @@ QUANTITATIVE = {"CT", "PT"}
 _OVERFULL = "Bits above BitsStored were set in some slices and ignored, as the standard asks."
 
 
+# Hears of each slice that is in its place: its number and its real values.
+Finished = Callable[[int, NDArray[np.float32]], None]
+
+
 def check_format(pixel: PixelFormat) -> None:
     """Raises Unreadable for what is no plain grey image within the limits."""
     if pixel.samples != 1 or pixel.photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -77,9 +81,12 @@ def check_format(pixel: PixelFormat) -> None:
         )
 
 
-def read_values(frames: Sequence[Frame], modality: str) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+def read_values(
+    frames: Sequence[Frame], modality: str, finished: Finished
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Real values (frames, rows, columns) in the order given, and what was assumed.
 
+    finished  is called for each slice, in any order and from several threads
     Raises Unreadable for damaged pixels, ResourceExhausted where memory is short.
     """
     pixel = _pixel(frames[0])
@@ -87,7 +94,7 @@ def read_values(frames: Sequence[Frame], modality: str) -> tuple[NDArray[np.floa
     _check_total(frames)
     try:
         values = np.empty(shape, dtype=np.float32)
-        overfull = _fill(values, frames, modality)
+        overfull = _fill(values, frames, modality, finished)
     except MemoryError as error:
         raise ResourceExhausted(
             f"no memory for an image of {shape} voxels; free some, or use a larger machine"
@@ -161,7 +168,7 @@ def _check_total(frames: Sequence[Frame]) -> None:
         raise Unreadable(f"{total} compressed voxels are more than the {MOST_VOXELS} that can be read")
 
 
-def _fill(values: NDArray[np.float32], frames: Sequence[Frame], modality: str) -> bool:
+def _fill(values: NDArray[np.float32], frames: Sequence[Frame], modality: str, finished: Finished) -> bool:
     """Fills every slice; returns whether some held bits above BitsStored."""
     native = [n for n, frame in enumerate(frames) if _pixel(frame).syntax in NATIVE]
     packed = [n for n, frame in enumerate(frames) if _pixel(frame).syntax not in NATIVE]
@@ -169,12 +176,21 @@ def _fill(values: NDArray[np.float32], frames: Sequence[Frame], modality: str) -
     with Opener() as opener:
         for n, raw in _native_cells(opener, frames, native):
             overfull |= _convert(raw, frames[n], modality, values[n])
-        for n, raw in _decoded_cells(opener, frames, packed):
-            _convert(raw, frames[n], modality, values[n], exact=True)
+            finished(n, values[n])
+        files = _by_file(frames, packed)
+
+        def take(file: int, cells: Cells) -> None:
+            for n in files[file][1]:
+                _convert(cells[frames[n].number], frames[n], modality, values[n], exact=True)
+                finished(n, values[n])
+
+        jobs = (_job(opener, frames[numbers[0]]) for _, numbers in files)
+        if files:
+            decode(jobs, take, pixels=sum(_pixel(frames[n]).frame_pixels for n in packed))
     return overfull
 
 
-def _native_cells(opener: Opener, frames: Sequence[Frame], wanted: list[int]) -> Any:
+def _native_cells(opener: Opener, frames: Sequence[Frame], wanted: list[int]) -> Iterator[tuple[int, Cells]]:
     """Yields (index, cells) of each wanted frame; a file stays open over its own frames."""
     for _, numbers in _by_file(frames, wanted):
         pixel = _pixel(frames[numbers[0]])
@@ -203,16 +219,6 @@ def _cells(file: BinaryIO, pixel: PixelFormat, number: int) -> NDArray[Any]:
         )
     order = "<" if pixel.place.little_endian else ">"
     return np.frombuffer(data, f"{order}u{cell_bytes}").reshape(pixel.rows, pixel.columns)
-
-
-def _decoded_cells(opener: Opener, frames: Sequence[Frame], wanted: list[int]) -> Any:
-    files = _by_file(frames, wanted)
-    if not files:
-        return
-    jobs = [_job(opener, frames[numbers[0]]) for _, numbers in files]
-    for (_, numbers), cells in zip(files, decoded(jobs), strict=True):
-        for n in numbers:
-            yield n, cells[frames[n].number]
 
 
 def _job(opener: Opener, frame: Frame) -> Job:
