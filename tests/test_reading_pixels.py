@@ -374,6 +374,32 @@ def test_a_codec_that_hangs_or_dies_is_survived(monkeypatch, tmp_path):
         guard.decode(iter([job]), lambda number, cells: None, pixels=64)
 
 
+def test_many_slow_slices_have_no_more_time_than_one(monkeypatch, tmp_path):
+    """Each slice just within its time would else hold the reader for hours; quick ones pass."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW_DECODER)
+    monkeypatch.setattr(guard, "_PROGRAM", slow)
+    options = {"rows": 1, "columns": 1, "number_of_frames": 1, "bits_allocated": 8}
+    found = []
+    guard.decode(iter([guard.Job(options, b"")] * 3), lambda number, cells: found.append(number), pixels=1)
+    assert found == [0, 1, 2]
+    monkeypatch.setattr(guard, "START_SECONDS", 1.5)
+    with pytest.raises(Unreadable, match="not decoded within"):
+        guard.decode(iter([guard.Job(options, b"")] * 20), lambda number, cells: None, pixels=1)
+
+
+# Answers each job after .2 s.
+SLOW_DECODER = """
+import json, struct, sys, time
+while length := sys.stdin.buffer.read(8):
+    sys.stdin.buffer.read(struct.unpack("<Q", length)[0])
+    time.sleep(0.2)
+    head = json.dumps({"dtype": "|u1", "shape": [1, 1, 1]}).encode()
+    sys.stdout.buffer.write(struct.pack("<Q", len(head)) + head + b"1")
+    sys.stdout.buffer.flush()
+"""
+
+
 def test_of_several_damaged_slices_the_first_is_told():
     """Two children end in any order; the answer must not depend on it."""
     options = {"rows": 1024, "columns": 1024, "number_of_frames": 1, "syntax": str(JPEG2000Lossless)}

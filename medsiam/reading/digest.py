@@ -38,8 +38,8 @@ class RunningDigest:
     def __enter__(self) -> RunningDigest:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=_[0] is not None)
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=kind is not None)
 
     def add(self, number: int, plane: Array) -> None:
         """Counts slice `number` (rows, columns) in as soon as all before it are; any thread may call."""

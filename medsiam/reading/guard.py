@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -155,7 +156,11 @@ def _serve(work: _Work, take: Callable[[int, Cells], None]) -> None:
 
 
 class _Child:
-    """A process of decode_child, which is asked and answers in turns, each within its time."""
+    """A process of decode_child, which is asked and answers in turns.
+
+    What it has over from one answer it has for the next; all together it has no more than
+    START_SECONDS and SECONDS_PER_PIXEL, so that many slow slices are no way around the limit.
+    """
 
     def __enter__(self) -> _Child:
         self._process = subprocess.Popen(
@@ -163,11 +168,10 @@ class _Child:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=_environment(), pipesize=PIPE_BYTES,
         )  # fmt: skip
-        self._seconds, self._is_late, self._timer = 0.0, False, threading.Timer(0.0, self._too_late)
+        self._allowed_s, self._spent_s, self._is_late = START_SECONDS, 0.0, False
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
         self._process.kill()
         self._process.wait()
         for pipe in self._pipes():
@@ -177,8 +181,9 @@ class _Child:
 
     def ask(self, job: Job) -> None:
         """Sends a job. That the child is dead is told by the answer that does not come."""
-        self._seconds = START_SECONDS + SECONDS_PER_PIXEL * math.prod(job.shape)
-        self._timer = threading.Timer(self._seconds, self._too_late)
+        self._allowed_s += SECONDS_PER_PIXEL * math.prod(job.shape)
+        self._asked_s = time.monotonic()
+        self._timer = threading.Timer(self._allowed_s - self._spent_s, self._too_late)
         self._timer.daemon = True
         self._timer.start()
         head = json.dumps({**job.options, "bytes": len(job.data)}).encode()
@@ -201,6 +206,7 @@ class _Child:
             ) from error
         finally:
             self._timer.cancel()
+            self._spent_s += time.monotonic() - self._asked_s
 
     def _pipes(self) -> tuple[BinaryIO, BinaryIO]:
         sink, source = self._process.stdin, self._process.stdout
@@ -216,7 +222,7 @@ class _Child:
         status = self._process.wait()
         if self._is_late:
             return Unreadable(
-                f"the compressed pixels were not decoded within {self._seconds:.0f} s; they are damaged or "
+                f"the compressed pixels were not decoded within {self._allowed_s:.0f} s; they are damaged or "
                 "hostile, or the machine is overloaded; decompress them elsewhere"
             )
         return Unreadable(
