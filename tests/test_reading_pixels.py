@@ -21,7 +21,6 @@ from pydicom.uid import (
 
 from medsiam.errors import InputRefused, Unreadable
 from medsiam.reading import decode_child, guard, read_volume
-from medsiam.reading.digest import RunningDigest, digest
 from medsiam.reading.pixels import stored_values
 from tests.dicom_maker import (
     KEY,
@@ -411,16 +410,6 @@ def test_of_several_damaged_slices_the_first_is_told():
 def codestream(number):
     """The beginning of a JPEG 2000 codestream of a size that no header tells."""
     return b"\xff\x4f\xff\x51" + bytes(4) + struct.pack(">4L", 7, 7, 0, 0) + bytes(16) + b"\0\1\7" + bytes(9)
-
-
-def test_a_digest_taken_slice_by_slice_is_that_of_the_whole():
-    """In whatever order the slices come; a volume of another order has another."""
-    values = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
-    grid = grid_of(shape=(4, 2, 3))
-    with RunningDigest(grid) as running:
-        for n in (2, 0, 3, 1):
-            running.add(n, values[n])
-    assert running.found() == digest(values, grid) != digest(values[::-1], grid)
 
 
 def test_dropping_bits_is_the_same_in_both_byte_orders():

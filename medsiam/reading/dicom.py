@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from medsiam.errors import GeometryRefused, InputRefused, MedsiamError, Unreadable
 from medsiam.reading.acquisition import acquisition_of, bare_acquisition
 from medsiam.reading.archive import DICOM_ENDINGS, Opener, Source
-from medsiam.reading.digest import RunningDigest, digest
 from medsiam.reading.entry import SeriesEntry
 from medsiam.reading.geometry import FEWEST_SLICES, Stack
 from medsiam.reading.headers import Frame, Header, header_of
@@ -24,7 +24,7 @@ from medsiam.reading.radiograph import radiograph_grid
 from medsiam.reading.roles import is_radiograph, not_an_image, role_of
 from medsiam.reading.series import Part, check_one_visit, parts_of, series_of
 from medsiam.reading.shear import upright
-from medsiam.volume import Acquisition, Volume
+from medsiam.volume import Acquisition, Grid, Volume
 
 Found = tuple[Header, tuple[Frame, ...]]
 
@@ -77,15 +77,14 @@ def dicom_entries(sources: Iterable[Source], key: bytes) -> tuple[tuple[SeriesEn
 def read_dicom(entry: SeriesEntry) -> Volume:
     """The volume of a DICOM entry. Raises what `refusal` holds, or Unreadable for its pixels."""
     stack: Stack = entry.content.stack
+    values, notes = read_values(stack.frames, entry.acquisition.modality)
     grid = stack.grid
-    with RunningDigest(grid) as running:
-        values, notes = read_values(stack.frames, entry.acquisition.modality, running.add)
-        check_varied(values)
     if stack.drift_mm != (0.0, 0.0):
         values, grid = upright(values, grid, stack.drift_mm)
+    check_varied(values)
     acquisition = replace(
         entry.acquisition,
-        sha256=running.found() if grid is stack.grid else digest(values, grid),
+        sha256=digest(values, grid),
         assumptions=(*entry.acquisition.assumptions, *notes),
     )
     return Volume(values, grid, acquisition)
@@ -103,6 +102,15 @@ def check_varied(values: NDArray[np.float32]) -> None:
             f"voxels differ by {high - low:g} around {high:g}, which single precision cannot tell apart; "
             "export the image without that offset"
         )
+
+
+def digest(values: NDArray[np.float32], grid: Grid) -> str:
+    """SHA-256 of voxels and geometry, the same whatever the files' names, order or compression."""
+    found = hashlib.sha256(repr(grid.shape).encode())
+    # Adding zero makes a negative zero positive.
+    found.update((np.round(grid.world_from_index, 4).astype("<f8") + 0.0).tobytes())
+    found.update(np.ascontiguousarray(values, dtype="<f4").data)
+    return found.hexdigest()
 
 
 _EMPTY = "it is empty and named as the slices beside it; copy it again"

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from medsiam.errors import GeometryRefused, InputRefused, ResourceExhausted, Unreadable
 from medsiam.reading.archive import Opener, Source
-from medsiam.reading.dicom import check_varied
-from medsiam.reading.digest import digest
+from medsiam.reading.dicom import check_varied, digest
 from medsiam.reading.entry import SeriesEntry
 from medsiam.reading.pixels import MOST_VOXELS
 from medsiam.volume import ORTHOGONALITY_TOLERANCE, Acquisition, Grid, Matrix, Volume

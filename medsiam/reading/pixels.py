@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -52,10 +52,6 @@ QUANTITATIVE = {"CT", "PT"}
 _OVERFULL = "Bits above BitsStored were set in some slices and ignored, as the standard asks."
 
 
-# Hears of each slice that is in its place: its number and its real values.
-Finished = Callable[[int, NDArray[np.float32]], None]
-
-
 def check_format(pixel: PixelFormat) -> None:
     """Raises Unreadable for what is no plain grey image within the limits."""
     if pixel.samples != 1 or pixel.photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -81,12 +77,9 @@ def check_format(pixel: PixelFormat) -> None:
         )
 
 
-def read_values(
-    frames: Sequence[Frame], modality: str, finished: Finished
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+def read_values(frames: Sequence[Frame], modality: str) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Real values (frames, rows, columns) in the order given, and what was assumed.
 
-    finished  is called for each slice, in any order and from several threads
     Raises Unreadable for damaged pixels, ResourceExhausted where memory is short.
     """
     pixel = _pixel(frames[0])
@@ -94,7 +87,7 @@ def read_values(
     _check_total(frames)
     try:
         values = np.empty(shape, dtype=np.float32)
-        overfull = _fill(values, frames, modality, finished)
+        overfull = _fill(values, frames, modality)
     except MemoryError as error:
         raise ResourceExhausted(
             f"no memory for an image of {shape} voxels; free some, or use a larger machine"
@@ -168,7 +161,7 @@ def _check_total(frames: Sequence[Frame]) -> None:
         raise Unreadable(f"{total} compressed voxels are more than the {MOST_VOXELS} that can be read")
 
 
-def _fill(values: NDArray[np.float32], frames: Sequence[Frame], modality: str, finished: Finished) -> bool:
+def _fill(values: NDArray[np.float32], frames: Sequence[Frame], modality: str) -> bool:
     """Fills every slice; returns whether some held bits above BitsStored."""
     native = [n for n, frame in enumerate(frames) if _pixel(frame).syntax in NATIVE]
     packed = [n for n, frame in enumerate(frames) if _pixel(frame).syntax not in NATIVE]
@@ -176,13 +169,11 @@ def _fill(values: NDArray[np.float32], frames: Sequence[Frame], modality: str, f
     with Opener() as opener:
         for n, raw in _native_cells(opener, frames, native):
             overfull |= _convert(raw, frames[n], modality, values[n])
-            finished(n, values[n])
         files = _by_file(frames, packed)
 
         def take(file: int, cells: Cells) -> None:
             for n in files[file][1]:
                 _convert(cells[frames[n].number], frames[n], modality, values[n], exact=True)
-                finished(n, values[n])
 
         jobs = (_job(opener, frames[numbers[0]]) for _, numbers in files)
         if files:

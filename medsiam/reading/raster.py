@@ -12,8 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medsiam.errors import InputRefused, ResourceExhausted, Unreadable
 from medsiam.reading.archive import Opener, Source
-from medsiam.reading.dicom import check_varied
-from medsiam.reading.digest import digest
+from medsiam.reading.dicom import check_varied, digest
 from medsiam.reading.entry import SeriesEntry
 from medsiam.reading.guard import MOST_FRAME_PIXELS
 from medsiam.reading.radiograph import NOMINAL_PIXEL_MM, UNKNOWN_SIZE, plane_grid
