@@ -4,6 +4,8 @@ Made with pydicom alone, so that neither the reader nor the writer of the
 package has a say in what is right.
 """
 
+import struct
+
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -169,6 +171,30 @@ def radiograph(modality="CR", cells=None, **changes):
     del ds.FrameOfReferenceUID
     ds.ImageType = ["ORIGINAL", "PRIMARY"]
     return changed(ds, **changes)
+
+
+def jpeg_lossless(cells, bits):
+    """Unsigned integers (rows, columns) of so many bits as a JPEG lossless codestream (ITU-T T.81, H.1.2).
+
+    Each pixel by its left neighbour, the first of a row by the one above. A difference is its
+    number of bits, as a code of five, and those bits.
+    """
+    cells = np.asarray(cells, dtype=np.int64)
+    guess = np.full_like(cells, 1 << (bits - 1))
+    guess[:, 1:], guess[1:, 0] = cells[:, :-1], cells[:-1, 0]
+    difference = ((cells - guess + 32767) & 0xFFFF).ravel() - 32767
+    size = np.frexp(np.abs(difference).astype(float))[1].astype(np.int64)
+    following = np.where(size == 16, 0, size)
+    tail = np.where(difference > 0, difference, difference + (1 << size) - 1) & ((1 << following) - 1)
+    lengths, codes = following + 5, (size << following) | tail
+    ends = np.cumsum(lengths)
+    place = np.repeat(ends, lengths) - np.arange(ends[-1]) - 1
+    stream = (np.repeat(codes, lengths) >> place) & 1
+    packed = np.packbits(np.append(stream, np.ones(-len(stream) % 8, int)).astype(np.uint8)).tobytes()
+    heading = b"\xff\xd8\xff\xc3" + struct.pack(">HBHHBBBB", 11, bits, *cells.shape, 1, 1, 0x11, 0)
+    table = b"\xff\xc4" + struct.pack(">HB", 36, 0) + bytes([0, 0, 0, 0, 17, *[0] * 11]) + bytes(range(17))
+    scan = b"\xff\xda" + struct.pack(">H6B", 8, 1, 1, 0, 1, 0, 0)
+    return heading + table + scan + packed.replace(b"\xff", b"\xff\x00") + b"\xff\xd9"
 
 
 def save(datasets, folder, syntax=ExplicitVRLittleEndian, names=None):

@@ -1,5 +1,6 @@
 """What voxels hold: bits, signs, rescale, polarity, compression, and hostile pixel data."""
 
+import struct
 import zlib
 
 import numpy as np
@@ -13,12 +14,13 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
 
 from medsiam.errors import InputRefused, Unreadable
-from medsiam.reading import guard, read_volume
+from medsiam.reading import decode_child, guard, read_volume
 from medsiam.reading.pixels import stored_values
 from tests.dicom_maker import (
     KEY,
@@ -26,8 +28,11 @@ from tests.dicom_maker import (
     classic,
     enhanced,
     grid_of,
+    identity,
     item,
+    jpeg_lossless,
     pixels_of,
+    put_pixels,
     radiograph,
     save,
     save_file,
@@ -197,6 +202,35 @@ def test_lossless_compression_changes_nothing(tmp_path, syntax, signed):
     assert found.acquisition.sha256 == wanted.acquisition.sha256
 
 
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (12, False), (12, True), (16, True), (16, False)])
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1])
+def test_a_codec_asked_directly_gives_what_pydicom_gives(syntax, bits, signed):
+    """The way without pydicom is there for its speed alone; what it leaves out must need no correcting."""
+    stored = np.random.default_rng(bits).integers(0, 1 << bits, (64, 48)) - signed * (1 << (bits - 1))
+    ds = put_pixels(identity(), stored, 8 * -(-bits // 8), bits, signed=signed)
+    if syntax == JPEG2000Lossless:
+        compressed([ds], syntax)
+        data = ds.PixelData
+    else:
+        data = encapsulate([jpeg_lossless(stored & ((1 << bits) - 1), bits)])
+    job = {name: ds[name].value for name in _ASKED}
+    job = {key: job[name] for name, key in _ASKED.items()} | {
+        "syntax": str(syntax), "number_of_frames": 1, "pixel_keyword": "PixelData",
+    }  # fmt: skip
+    wanted = decode_child.decode_by_pydicom(job, data)
+    plainly = decode_child.decode_plainly(job, decode_child.only_fragment(data))
+    assert (plainly is None) == (syntax == JPEGLosslessSV1 and signed)
+    assert np.array_equal(decode_child.decode(job, data), wanted)
+    assert plainly is None or plainly.dtype == wanted.dtype
+
+
+_ASKED = {
+    "Rows": "rows", "Columns": "columns", "SamplesPerPixel": "samples_per_pixel", "BitsStored": "bits_stored",
+    "BitsAllocated": "bits_allocated", "PixelRepresentation": "pixel_representation",
+    "PhotometricInterpretation": "photometric_interpretation",
+}  # fmt: skip
+
+
 # JPEG 2000 encoders refuse smaller pictures.
 LARGER = grid_of("oblique", shape=(4, 64, 48))
 
@@ -330,13 +364,52 @@ def test_a_codec_that_hangs_or_dies_is_survived(monkeypatch, tmp_path):
     job = guard.Job({"rows": 8, "columns": 8, "number_of_frames": 1, "syntax": str(JPEG2000Lossless)}, b"")
     monkeypatch.setattr(guard, "START_SECONDS", 0.01)
     with pytest.raises(Unreadable, match="not decoded within"):
-        list(guard.decoded([job]))
+        guard.decode(iter([job]), lambda number, cells: None, pixels=64)
     monkeypatch.setattr(guard, "START_SECONDS", 30.0)
     dying = tmp_path / "dying.py"
     dying.write_text("import os; os.abort()")
     monkeypatch.setattr(guard, "_PROGRAM", dying)
     with pytest.raises(Unreadable, match="broke down"):
-        list(guard.decoded([job]))
+        guard.decode(iter([job]), lambda number, cells: None, pixels=64)
+
+
+def test_many_slow_slices_have_no_more_time_than_one(monkeypatch, tmp_path):
+    """Each slice just within its time would else hold the reader for hours; quick ones pass."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW_DECODER)
+    monkeypatch.setattr(guard, "_PROGRAM", slow)
+    options = {"rows": 1, "columns": 1, "number_of_frames": 1, "bits_allocated": 8}
+    found = []
+    guard.decode(iter([guard.Job(options, b"")] * 3), lambda number, cells: found.append(number), pixels=1)
+    assert found == [0, 1, 2]
+    monkeypatch.setattr(guard, "START_SECONDS", 1.5)
+    with pytest.raises(Unreadable, match="not decoded within"):
+        guard.decode(iter([guard.Job(options, b"")] * 20), lambda number, cells: None, pixels=1)
+
+
+# Answers each job after .2 s.
+SLOW_DECODER = """
+import json, struct, sys, time
+while length := sys.stdin.buffer.read(8):
+    sys.stdin.buffer.read(struct.unpack("<Q", length)[0])
+    time.sleep(0.2)
+    head = json.dumps({"dtype": "|u1", "shape": [1, 1, 1]}).encode()
+    sys.stdout.buffer.write(struct.pack("<Q", len(head)) + head + b"1")
+    sys.stdout.buffer.flush()
+"""
+
+
+def test_of_several_damaged_slices_the_first_is_told():
+    """Two children end in any order; the answer must not depend on it."""
+    options = {"rows": 1024, "columns": 1024, "number_of_frames": 1, "syntax": str(JPEG2000Lossless)}
+    jobs = [guard.Job({**options, "rows": 1024 + n}, encapsulate([codestream(n)])) for n in range(12)]
+    with pytest.raises(Unreadable, match=r"where 1024 x"):
+        guard.decode(iter(jobs), lambda number, cells: None, pixels=12 * 2**20)
+
+
+def codestream(number):
+    """The beginning of a JPEG 2000 codestream of a size that no header tells."""
+    return b"\xff\x4f\xff\x51" + bytes(4) + struct.pack(">4L", 7, 7, 0, 0) + bytes(16) + b"\0\1\7" + bytes(9)
 
 
 def test_dropping_bits_is_the_same_in_both_byte_orders():

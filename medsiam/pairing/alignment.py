@@ -9,6 +9,7 @@ of a global gain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,22 @@ def normalised(field: Field, weight: Field, sigma_voxels: float) -> Field:
 
 def level_of(field: Field, weight: Field, grid: Grid, spacing_mm: float) -> Level:
     """One scan and its weight brought to a resolution and locally normalised."""
-    both, target = downsampled(torch.stack([field, weight]), grid, spacing_mm)
+    return levels_of(field, weight, grid, (spacing_mm,))[0]
+
+
+def levels_of(field: Field, weight: Field, grid: Grid, spacings_mm: Sequence[float]) -> list[Level]:
+    """One scan at several resolutions, in the order given; each is thinned from the next finer one.
+
+    The variances of the two smoothings add up to that of one from the scan itself.
+    """
+    both, found = torch.stack([field, weight]), {}
+    for spacing_mm in sorted(spacings_mm):
+        both, grid = downsampled(both, grid, spacing_mm)
+        found[spacing_mm] = _level(both, grid, spacing_mm)
+    return [found[spacing_mm] for spacing_mm in spacings_mm]
+
+
+def _level(both: Field, target: Grid, spacing_mm: float) -> Level:
     sigma = max(2.0, NORMALISING_SIGMA_MM / spacing_mm)
     values = normalised(both[0], both[1].clamp(0.0, 1.0), sigma)
     kept, box = cropped(torch.stack([values, both[1].clamp(0.0, 1.0)]), target, both[1])
@@ -186,18 +202,19 @@ def _moments(
 ) -> tuple[tuple[Matrix, Matrix], Matrix]:
     """Normal equations for the full 12 generators about the grid's centre: (12, 12) and (12,)."""
     chosen = weight > 1e-3
-    held = chosen.nonzero().to(torch.float64).cpu().numpy()
     centre = grid.centre_mm
-    places = torch.as_tensor(grid.world(held) - centre, dtype=torch.float32, device=slope.device)
+    lever_from_index = grid.world_from_index[:3] / LEVER_MM
+    lever_from_index[:, 3] -= centre / LEVER_MM
+    lever = torch.as_tensor(lever_from_index, dtype=torch.float32, device=slope.device)
+    places = chosen.nonzero().to(torch.float32) @ lever[:, :3].T + lever[:, 3]
     slopes = slope[:, chosen].T
-    weights = weight[chosen]
     ones = torch.ones_like(places[:, :1])
     # d residual / d generator[row, column] = slope[row] * (x, y, z, 1)[column]
-    jacobian = (slopes[:, :, None] * torch.cat([places / LEVER_MM, ones], dim=1)[:, None, :]).reshape(-1, 12)
-    weighted = jacobian * weights[:, None]
-    normal = (weighted.T @ jacobian).double().cpu().numpy()
-    right = (weighted.T @ residual[chosen]).double().cpu().numpy()
-    return (normal, right), centre
+    jacobian = (slopes[:, :, None] * torch.cat([places, ones], dim=1)[:, None, :]).reshape(-1, 12)
+    both = torch.cat([jacobian, residual[chosen][:, None]], dim=1)
+    # All that leaves the device in a step: these 156 numbers.
+    sums = ((jacobian * weight[chosen][:, None]).T @ both).double().cpu().numpy()
+    return (sums[:, :12], sums[:, 12]), centre
 
 
 def _solve(moments: tuple[Matrix, Matrix], centre_mm: Matrix, basis: Matrix) -> Matrix:

@@ -9,10 +9,11 @@ the result can be trusted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from medsiam.pairing.alignment import Level, align, level_of, likeness
+from medsiam.pairing.alignment import Level, align, levels_of, likeness
 from medsiam.pairing.motion import about, axis_rotations, mean_distance_mm, rotation_degrees, translation
 from medsiam.pairing.sampling import Field
 from medsiam.pairing.values import Quality, Registration
@@ -63,13 +64,27 @@ class Scan:
 
     def centre_of_mass_mm(self) -> Matrix:
         """LPS position (3,) in mm of the weight's centre, the box's middle where it is empty."""
-        weight = self.weight.double().cpu().numpy()
-        total = weight.sum()
+        # Summed where they lie: what leaves the device are three lines.
+        over_i, over_j = self.weight.sum(dim=2).double(), self.weight.sum(dim=1).double()
+        lines = [line.cpu().numpy() for line in (over_i.sum(1), over_i.sum(0), over_j.sum(0))]
+        total = lines[0].sum()
         if total <= 0:
             return self.grid.centre_mm
-        sums = [weight.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-        index = [float((line * np.arange(line.size)).sum() / total) for line in sums]
+        index = [float((line * np.arange(line.size)).sum() / total) for line in lines]
         return self.grid.world([index])[0]
+
+
+class Fit(NamedTuple):
+    """A motion and how well it fits at one level: what `likeness` tells."""
+
+    motion: Matrix
+    likeness: float
+    overlap: float
+
+    @property
+    def merit(self) -> float:
+        """Likeness, reduced where little is seen by both: a sliver can agree by chance."""
+        return self.likeness * min(1.0, self.overlap / 0.5)
 
 
 # Weight thinned to about this many points is where distances are averaged.
@@ -80,17 +95,18 @@ NUDGE_MM, NUDGE_DEGREES = 2.0, 1.5
 
 def register(prior: Scan, current: Scan, settings: RegistrationSettings) -> Registration:
     """Where the prior lies seen from the current scan, with its quality."""
-    levels = [_levels(prior, current, spacing) for spacing in _spacings_mm(prior.grid, settings)]
+    spacings_mm = _spacings_mm(prior.grid, settings)
+    priors, currents = (levels_of(s.field, s.weight, s.grid, spacings_mm) for s in (prior, current))
+    levels = list(zip(priors, currents, strict=True))
     starts = _coarse_poses(prior, current, levels[0], settings)
-    start = _best_pose(levels[1], starts, settings.iterations[1])
-    rigid = _refine(levels[2:], start, settings.iterations[2:], affine=False)
-    affine = _refine(levels[-1:], rigid, settings.iterations[-1:], affine=True)
-    finest = levels[-1]
-    rigid_likeness, affine_likeness = likeness(*finest, rigid)[0], likeness(*finest, affine)[0]
-    earned = (affine_likeness - rigid_likeness) / max(1.0 - rigid_likeness, 1e-3)
+    rigid = _best_pose(levels[1], starts, settings.iterations[1])
+    for level, iterations in zip(levels[2:], settings.iterations[2:], strict=True):
+        rigid = _refined(level, _fit(level, rigid.motion), iterations, affine=False)
+    affine = _refined(levels[-1], rigid, settings.iterations[-1], affine=True)
+    earned = (affine.likeness - rigid.likeness) / max(1.0 - rigid.likeness, 1e-3)
     best, kind = (affine, "affine") if earned >= settings.affine_gain else (rigid, "rigid")
-    drift_mm = _drift_mm(current, levels[1:-1] or levels, rigid, settings)
-    return _judged(finest, best, kind, drift_mm, settings)
+    drift_mm = _drift_mm(current, levels[1:-1] or levels, rigid.motion, settings)
+    return _judged(best, kind, drift_mm, settings)
 
 
 def _spacings_mm(grid: Grid, settings: RegistrationSettings) -> tuple[float, ...]:
@@ -102,13 +118,6 @@ def _spacings_mm(grid: Grid, settings: RegistrationSettings) -> tuple[float, ...
     return tuple(finest * level / settings.levels_mm[-1] for level in settings.levels_mm)
 
 
-def _levels(prior: Scan, current: Scan, spacing_mm: float) -> tuple[Level, Level]:
-    return (
-        level_of(prior.field, prior.weight, prior.grid, spacing_mm),
-        level_of(current.field, current.weight, current.grid, spacing_mm),
-    )
-
-
 def _coarse_poses(
     prior: Scan, current: Scan, level: tuple[Level, Level], settings: RegistrationSettings
 ) -> list[Matrix]:
@@ -116,9 +125,9 @@ def _coarse_poses(
     starts = _starts(prior.centre_of_mass_mm(), current.centre_of_mass_mm(), flat=prior.grid.is_flat)
     likely = starts[:2]
     refined = [_coarse(level, start, settings, signed=True) for start in likely]
-    if max(_merit(level, pose) for pose in refined) >= settings.convincing_likeness:
+    if max(_fit(level, pose).merit for pose in refined) >= settings.convincing_likeness:
         return likely + refined
-    turned = sorted(starts[2:], key=lambda start: -_merit(level, start))[:2]
+    turned = sorted(starts[2:], key=lambda start: -_fit(level, start).merit)[:2]
     refined += [_coarse(level, start, settings, signed=True) for start in turned]
     refined += [_coarse(level, start, settings, signed=False) for start in likely + turned]
     return likely + refined
@@ -130,19 +139,20 @@ def _coarse(
     return align(*level, start, affine=False, signed=signed, iterations=settings.iterations[0])
 
 
-def _best_pose(level: tuple[Level, Level], poses: list[Matrix], iterations: int) -> Matrix:
+def _best_pose(level: tuple[Level, Level], poses: list[Matrix], iterations: int) -> Fit:
     """The pose of greatest likeness once the three best at this level are refined.
 
     The coarsest level cannot tell poses apart across two sequences, so the
     choice is made here.
     """
-    ranked = sorted(poses, key=lambda pose: -_merit(level, pose))
-    distinct: list[Matrix] = []
-    for pose in ranked:
-        if all(mean_distance_mm(pose, held, _points_mm(level[1])) > 2.0 for held in distinct):
-            distinct.append(pose)
-    refined = [_refine([level], pose, (iterations,), affine=False) for pose in distinct[:3]]
-    return max(refined, key=lambda pose: _merit(level, pose))
+    ranked = sorted((_fit(level, pose) for pose in poses), key=lambda fit: -fit.merit)
+    points_mm = _points_mm(level[1])
+    distinct: list[Fit] = []
+    for fit in ranked:
+        if all(mean_distance_mm(fit.motion, held.motion, points_mm) > 2.0 for held in distinct):
+            distinct.append(fit)
+    refined = [_refined(level, fit, iterations, affine=False) for fit in distinct[:3]]
+    return max(refined, key=lambda fit: fit.merit)
 
 
 def _starts(prior_mm: Matrix, current_mm: Matrix, *, flat: bool) -> list[Matrix]:
@@ -154,21 +164,15 @@ def _starts(prior_mm: Matrix, current_mm: Matrix, *, flat: bool) -> list[Matrix]
     return starts
 
 
-def _merit(level: tuple[Level, Level], motion: Matrix) -> float:
-    """Likeness, reduced where little is seen by both: a sliver can agree by chance."""
-    value, share = likeness(*level, motion)
-    return value * min(1.0, share / 0.5)
+def _fit(level: tuple[Level, Level], motion: Matrix) -> Fit:
+    return Fit(motion, *likeness(*level, motion))
 
 
-def _refine(
-    levels: list[tuple[Level, Level]], motion: Matrix, iterations: tuple[int, ...], *, affine: bool
-) -> Matrix:
-    """The motion after each level, which keeps a result only where likeness did not fall."""
-    for level, count in zip(levels, iterations, strict=True):
-        moved = align(*level, motion, affine=affine, signed=False, iterations=count)
-        if _merit(level, moved) >= _merit(level, motion):
-            motion = moved
-    return motion
+def _refined(level: tuple[Level, Level], start: Fit, iterations: int, *, affine: bool) -> Fit:
+    """The fit after refinement at its level, or the start itself where likeness fell."""
+    moved = align(*level, start.motion, affine=affine, signed=False, iterations=iterations)
+    found = _fit(level, moved)
+    return found if found.merit >= start.merit else start
 
 
 def _drift_mm(
@@ -195,16 +199,14 @@ def _turn(degrees: float, *, flat: bool) -> Matrix:
 
 
 def _points_mm(level: Level) -> Matrix:
-    held = (level.field[1] > 0.5).nonzero().cpu().numpy()
+    held = (level.field[1] > 0.5).nonzero()
     if len(held) == 0:
         return level.grid.corners_mm()
-    return level.grid.world(held[:: max(1, len(held) // DISTANCE_POINTS)])
+    return level.grid.world(held[:: max(1, len(held) // DISTANCE_POINTS)].cpu().numpy())
 
 
-def _judged(
-    level: tuple[Level, Level], motion: Matrix, kind: str, drift_mm: float, settings: RegistrationSettings
-) -> Registration:
-    value, overlap = likeness(*level, motion)
+def _judged(fit: Fit, kind: str, drift_mm: float, settings: RegistrationSettings) -> Registration:
+    motion, value, overlap = fit
     determinant = float(np.linalg.det(motion[:3, :3]))
     failures = _reasons(
         (value < settings.least_likeness, f"local correlation² {value:.2f} < {settings.least_likeness}"),

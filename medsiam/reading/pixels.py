@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,7 +12,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medsiam.errors import ResourceExhausted, Unreadable
 from medsiam.reading.archive import Opener
-from medsiam.reading.guard import MOST_FRAME_PIXELS, Job, decoded
+from medsiam.reading.guard import MOST_FRAME_PIXELS, Cells, Job, decode
 from medsiam.reading.headers import Frame, PixelFormat
 from medsiam.reading.parsing import inflated
 from medsiam.reading.tags import clean
@@ -169,12 +169,19 @@ def _fill(values: NDArray[np.float32], frames: Sequence[Frame], modality: str) -
     with Opener() as opener:
         for n, raw in _native_cells(opener, frames, native):
             overfull |= _convert(raw, frames[n], modality, values[n])
-        for n, raw in _decoded_cells(opener, frames, packed):
-            _convert(raw, frames[n], modality, values[n], exact=True)
+        files = _by_file(frames, packed)
+
+        def take(file: int, cells: Cells) -> None:
+            for n in files[file][1]:
+                _convert(cells[frames[n].number], frames[n], modality, values[n], exact=True)
+
+        jobs = (_job(opener, frames[numbers[0]]) for _, numbers in files)
+        if files:
+            decode(jobs, take, pixels=sum(_pixel(frames[n]).frame_pixels for n in packed))
     return overfull
 
 
-def _native_cells(opener: Opener, frames: Sequence[Frame], wanted: list[int]) -> Any:
+def _native_cells(opener: Opener, frames: Sequence[Frame], wanted: list[int]) -> Iterator[tuple[int, Cells]]:
     """Yields (index, cells) of each wanted frame; a file stays open over its own frames."""
     for _, numbers in _by_file(frames, wanted):
         pixel = _pixel(frames[numbers[0]])
@@ -203,16 +210,6 @@ def _cells(file: BinaryIO, pixel: PixelFormat, number: int) -> NDArray[Any]:
         )
     order = "<" if pixel.place.little_endian else ">"
     return np.frombuffer(data, f"{order}u{cell_bytes}").reshape(pixel.rows, pixel.columns)
-
-
-def _decoded_cells(opener: Opener, frames: Sequence[Frame], wanted: list[int]) -> Any:
-    files = _by_file(frames, wanted)
-    if not files:
-        return
-    jobs = [_job(opener, frames[numbers[0]]) for _, numbers in files]
-    for (_, numbers), cells in zip(files, decoded(jobs), strict=True):
-        for n in numbers:
-            yield n, cells[frames[n].number]
 
 
 def _job(opener: Opener, frame: Frame) -> Job:
