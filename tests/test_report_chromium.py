@@ -13,7 +13,6 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,14 +174,6 @@ class Browser:
         self._process.wait(timeout=20)
         os.close(self._writer)
         os.close(self._reader)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    # Without WebGL2, which makes each opening quicker; test_report_viewer.py holds both ways.
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,12 @@ from medsiam.cases.thumbnails import packed, strip_of
 from medsiam.report.search_writer import write_search
 from tests import case_maker as maker
 from tests import phantoms
-from tests.test_report_chromium import CHROMIUM, HOSTILE, Browser
+from tests.test_report_chromium import CHROMIUM, HOSTILE
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 
 from medsiam.batch.values import BatchSettings, Plan, Row
 from medsiam.batch.worklist import finish
-from tests.test_report_chromium import CHROMIUM, HOSTILE, Browser
+from tests.test_report_chromium import CHROMIUM, HOSTILE
 
 pytestmark = [
     pytest.mark.slow,
@@ -13,13 +13,6 @@ pytestmark = [
 
 SCAN = {"study_uid": "1.2", "series_uid": "1.2." + "3" * 60, "modality": "MR", "body_part": HOSTILE,
         "acquired": "2024-01-10T09:30:00"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

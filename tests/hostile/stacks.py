@@ -133,19 +133,20 @@ def in_subfolders(folder: Path) -> Path:
     return folder
 
 
+def _cut_preamble(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[data.index(b"\x08\x00\x08\x00", 132) :])
+
+
 def without_preamble(folder: Path) -> Path:
     for n, ds in enumerate(classic(GRID)):
-        path = save_file(ds, folder / f"{n}", ImplicitVRLittleEndian)
-        data = path.read_bytes()
-        path.write_bytes(data[data.index(b"\x08\x00\x08\x00", 132) :])
+        _cut_preamble(save_file(ds, folder / f"{n}", ImplicitVRLittleEndian))
     return folder
 
 
 def one_without_preamble(folder: Path) -> Path:
     stack()(folder)
-    path = sorted(folder.iterdir())[0]
-    data = path.read_bytes()
-    path.write_bytes(data[data.index(b"\x08\x00\x08\x00", 132) :])
+    _cut_preamble(sorted(folder.iterdir())[0])
     return folder
 
 
