@@ -140,6 +140,15 @@ def test_nothing_is_found_in_rescans_but_the_lesion_is_in_the_pair(grown, differ
     assert [finding.kind for finding in found.findings] == ["new"]
 
 
+@pytest.mark.parametrize(("voxels", "found"), [(3, 0), (12, 1)])
+def test_a_place_smaller_than_some_voxels_of_the_scan_is_no_candidate(grown, difference, voxels, found):
+    """In coarse slices a single voxel differs by chance of where the slices lie."""
+    least = np.sort(difference.evidence.ravel())[-voxels]
+    evidence = np.where(difference.evidence >= least, difference.evidence, 0.0)
+    cut = dataclasses.replace(difference, evidence=evidence)
+    assert len(find_candidates(grown, cut, STEPS.findings).each) == found
+
+
 def test_a_larger_lesion_is_never_harder_to_see(grown, difference):
     """Half of the times needs less than nine times in ten, and both lie among what was put in."""
     told = measure_noise_floor(grown, difference, STEPS, QUICK, seed=0, device=CPU).told

@@ -43,7 +43,8 @@ class FindingSettings:
     least_deviations the same contrast, in deviations of the noise there, likewise
     rim_mm           the most certain voxel must lie this far inside the region,
                      whose border is known to one voxel of the network that finds it
-    least_mm3        smallest volume of change
+    least_mm3        smallest volume of change and of its place, in voxels of VOXEL_MM3; larger ones
+                     must be as many
     least_share      smallest change of a structure's volume, as a share of its larger state
     least_share_of_place  likewise of what fills the place of change alone
     significance     false discovery rate; in a scan without change, the chance of any finding
@@ -113,7 +114,7 @@ class FoundChange:
     p_value: float
 
 
-# The voxel for which the least contrast is given: 1 by 1 by 3 mm.
+# The voxel for which the least contrast and volume are given: 1 by 1 by 3 mm.
 VOXEL_MM3 = 3.0
 # Robust deviations per smoothing scale are taken with at least this noise.
 LEAST_SPREAD = 0.05
@@ -125,8 +126,8 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
     labels, signs = _components(pair, difference, strength, settings)
     depth_mm = _depth(pair.tissue) * float(pair.grid.spacing_mm[-1])
     least = settings.least_contrast_bright if difference.bright else settings.least_contrast
-    voxel_mm3 = max(volume.grid.voxel_ml for volume in (pair.prior, pair.current)) * 1000.0
-    coarser = max(1.0, (voxel_mm3 / VOXEL_MM3) ** (1.0 / 3.0))
+    larger = _larger_voxels(pair)
+    coarser, least_mm3 = larger ** (1.0 / 3.0), settings.least_mm3 * larger
     out = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         place = labels[box] == label
@@ -144,10 +145,15 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
         if (
             volumes.share_of_place >= settings.least_share_of_place
             and volumes.share >= settings.least_share
-            and abs(after_ml - before_ml) * 1000.0 >= settings.least_mm3
+            and abs(after_ml - before_ml) * 1000.0 >= least_mm3
         ):
             out.append(Candidate(label, sign, float(strength[box][place].max()), before_ml, after_ml))
     return Candidates(labels, tuple(out))
+
+
+def _larger_voxels(pair: Pair) -> float:
+    """How many VOXEL_MM3 a voxel of the coarser scan holds, at least one."""
+    return max(1.0, *(v.grid.voxel_ml * 1000.0 / VOXEL_MM3 for v in (pair.prior, pair.current)))
 
 
 @last_kept
@@ -200,7 +206,7 @@ def _components(
     labels = np.zeros(pair.grid.shape, dtype=np.int32)
     signs: list[int] = []
     dims = 2 if pair.grid.is_flat else 3
-    least = settings.least_mm3 / float(pair.grid.spacing_mm[-1]) ** dims
+    least = settings.least_mm3 * _larger_voxels(pair) / float(pair.grid.spacing_mm[-1]) ** dims
     for direction in (1.0, -1.0):
         parts, _ = ndimage.label(direction * difference.evidence >= settings.threshold)
         for part, box in enumerate(ndimage.find_objects(parts), start=1):
