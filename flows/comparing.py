@@ -43,7 +43,7 @@ def compare_archive(archive: str, out: str, config: str = "") -> State:
     """
     with closed():
         settings = settings_of(config)
-        plan = plan_archive(archive, out, settings.batch)
+        plan = plan_archive(archive, out, settings.batch, keep=True)
         made = _compared(plan, plan.cases, Path(out), settings)
         return _told(made, Path(out), "archive", settings)
 
@@ -56,7 +56,7 @@ def compare_patient(archive: str, out: str, patient: str, config: str = "") -> S
     """
     with closed():
         settings = settings_of(config)
-        plan = plan_archive(archive, out, settings.batch)
+        plan = plan_archive(archive, out, settings.batch, keep=True)
         cases = tuple(case for case in plan.cases if case.patient_key == patient)
         made = _compared(plan, cases, Path(out), settings)
         rows, courses = (
@@ -77,7 +77,7 @@ def night_audit(archive: str, out: str, seen: str = "", config: str = "") -> Sta
         settings = settings_of(config)
         settings = replace(settings, batch=replace(settings.batch, fast=False))
         marks = read_marks(Path(seen)) if seen else frozenset()
-        plan = plan_archive(archive, out, settings.batch)
+        plan = plan_archive(archive, out, settings.batch, keep=True)
         plan = recent(plan, settings.audit.months, datetime.now())
         made = _compared(plan, plan.cases, Path(out), settings)
         rows = unseen(made.rows, marks, level=settings.audit.level)

@@ -71,7 +71,7 @@ def run_batch(
     """
     settings = settings or BatchSettings()
     log("begin", {"fast": settings.fast, "device": settings.device})
-    plan = plan_archive(archive, out, settings, now=clock().replace(tzinfo=None),
+    plan = plan_archive(archive, out, settings, now=clock().replace(tzinfo=None), keep=True,
                         progress=lambda step: progress(step, None))  # fmt: skip
     # Not before: a run that is refused leaves nothing but its refusal.
     ledger = Ledger(out).open()
