@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from flows.settings import FlowSettings, settings_of
 from flows.telling import Telling, tell_worklist
 from medsiam.batch import Case, Plan, Row, finish, plan_archive, run_case
 from medsiam.batch.audit import read_marks, recent, unseen, write_audit
+from medsiam.batch.indexing import add_compared, check_index
 from medsiam.batch.ledger import Ledger
 from medsiam.batch.reading import Reader
 from medsiam.batch.run import Told, away
@@ -43,7 +44,7 @@ def compare_archive(archive: str, out: str, config: str = "") -> State:
     """
     with closed():
         settings = settings_of(config)
-        plan = plan_archive(archive, out, settings.batch, keep=True)
+        plan = _planned(archive, out, settings)
         made = _compared(plan, plan.cases, Path(out), settings)
         return _told(made, Path(out), "archive", settings)
 
@@ -56,7 +57,7 @@ def compare_patient(archive: str, out: str, patient: str, config: str = "") -> S
     """
     with closed():
         settings = settings_of(config)
-        plan = plan_archive(archive, out, settings.batch, keep=True)
+        plan = _planned(archive, out, settings)
         cases = tuple(case for case in plan.cases if case.patient_key == patient)
         made = _compared(plan, cases, Path(out), settings)
         rows, courses = (
@@ -75,15 +76,21 @@ def night_audit(archive: str, out: str, seen: str = "", config: str = "") -> Sta
     """
     with closed():
         settings = settings_of(config)
-        settings = replace(settings, batch=replace(settings.batch, fast=False))
+        batch = replace(settings.batch, fast=False, add_to_index=False)
+        settings = replace(settings, batch=batch)
         marks = read_marks(Path(seen)) if seen else frozenset()
-        plan = plan_archive(archive, out, settings.batch, keep=True)
-        plan = recent(plan, settings.audit.months, datetime.now())
+        plan = recent(_planned(archive, out, settings), settings.audit.months, datetime.now())
         made = _compared(plan, plan.cases, Path(out), settings)
         rows = unseen(made.rows, marks, level=settings.audit.level)
         write_audit(rows, Path(out), marks=len(marks), now=datetime.now(UTC))
         tell_worklist(rows, Path(out), "audit", most=settings.told.rows, pages=settings.told.pages)
         return Completed(message=f"{len(rows)} confident changes without a mark of {_counts(made)}")
+
+
+def _planned(archive: str, out: str, settings: FlowSettings) -> Plan:
+    if settings.batch.add_to_index:
+        check_index(archive, settings.batch)
+    return plan_archive(archive, out, settings.batch, keep=True)
 
 
 def _compared(plan: Plan, cases: tuple[Case, ...], out: Path, settings: FlowSettings) -> Worklist:
@@ -99,6 +106,8 @@ def _compared(plan: Plan, cases: tuple[Case, ...], out: Path, settings: FlowSett
             night.go()
         finally:
             worklist = finish(plan, out, settings.batch, rows=night.rows)
+        if settings.batch.add_to_index:
+            telling.event("indexed", asdict(add_compared(plan, worklist.rows, out, settings.batch)))
     telling.event("end", {**worklist.counts, "fresh": worklist.fresh})
     return worklist
 

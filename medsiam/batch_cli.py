@@ -64,6 +64,9 @@ def batch(
         bool, typer.Option("--all-series", help="Compare every series that has a counterpart.")
     ] = False,
     index: IndexOption = None,
+    add_to_index: Annotated[
+        bool, typer.Option("--add-to-index", help="Add the scans that were compared to it at the end.")
+    ] = False,
     log: LogOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print worklist.json on standard output.")] = False,
     verbose: VerboseOption = False,
@@ -78,6 +81,8 @@ def batch(
     """
     wanted = formats_of(formats)
     check_device(device)
+    if add_to_index and index is None:
+        raise typer.BadParameter("--add-to-index needs an index; name it with --index DIR")
     from medsiam.batch import BatchSettings, run_batch  # torch, only now
     from medsiam.config import CompareSettings, load_settings
     from medsiam.pacs.settings import PacsSettings
@@ -90,6 +95,7 @@ def batch(
         weights=weights,
         formats=wanted,
         index=None if index is None else str(index),
+        add_to_index=add_to_index,
         all_series=all_series,
         pacs=load_settings(pacs_config, PacsSettings),
     )

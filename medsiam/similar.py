@@ -174,6 +174,15 @@ def similar_cases(
     return [result_json(each) for each in outcome.results]
 
 
+def open_index(folder: Path, *, weights: str | None, device: str) -> tuple[CaseIndex, Encoder]:
+    """An index and the encoder of its embeddings.
+
+    Raises IndexRefused where there is none, or it holds another encoder's.
+    """
+    index = CaseIndex.open(folder)
+    return index, _encoder_of(index, weights, device)
+
+
 def _settings(config: Path | None) -> IndexSettings:
     if config is None:
         return IndexSettings()
@@ -210,6 +219,10 @@ def _fitting_encoder(index: CaseIndex, volume: Volume, weights: str | None, devi
             f"the index holds {kinds[index.spatial_dims]}, the scan is one of {kinds[volume.spatial_dims]}; "
             "search in an index of its kind"
         )
+    return _encoder_of(index, weights, device)
+
+
+def _encoder_of(index: CaseIndex, weights: str | None, device: str) -> Encoder:
     encoder = warm_encoder(weights, index.spatial_dims, _device(device))
     index.check_encoder(encoder.encoder_id)
     return encoder

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medsiam.batch.case import Clock, now_utc, run_case
+from medsiam.batch.indexing import add_compared, check_index
 from medsiam.batch.ledger import Ledger, Record
 from medsiam.batch.plan import plan_archive
 from medsiam.batch.reading import Reader
@@ -66,10 +67,12 @@ def run_batch(
     log       hears events with keys, digests and figures
     progress  hears what is being done, for somebody who watches
 
-    Raises InputRefused where the archive or OUT cannot be used, ResourceExhausted where memory or
-    disk is used up; run again, it goes on.
+    Raises InputRefused where the archive, OUT or the index cannot be used, ResourceExhausted where
+    memory or disk is used up; run again, it goes on.
     """
     settings = settings or BatchSettings()
+    if settings.add_to_index:
+        check_index(str(archive), settings)
     log("begin", {"fast": settings.fast, "device": settings.device})
     plan = plan_archive(archive, out, settings, now=clock().replace(tzinfo=None), keep=True,
                         progress=lambda step: progress(step, None))  # fmt: skip
@@ -82,6 +85,9 @@ def run_batch(
         run.take(_known_last(plan, out))
         run.take_late(patience_s)
     worklist = finish(plan, out, settings, rows=run.rows, clock=clock)
+    if settings.add_to_index:
+        progress("adding to the index", None)
+        log("indexed", asdict(add_compared(plan, worklist.rows, Path(out), settings)))
     log("end", {**worklist.counts, "fresh": worklist.fresh, "seconds": round(run.seconds, 3)})
     return worklist
 
