@@ -6,8 +6,8 @@
 
 overhead  one archive by run_batch and by compare_archive, both warm in one process
 kills     kill -9 of flow, worker, worker with its flow (a machine), or server at random moments;
-          what is dead is started again, as systemd would. Afterwards: every case once, the files as
-          the digests say, no lock held
+          what is dead is started again, as systemd would. Afterwards: every case once, files and
+          evidence as the digests say, no lock held
 scale     one worker, then two on one OUT, with PostgreSQL behind Prefect's server
 """
 
@@ -42,7 +42,7 @@ NIGHT = "compare_archive/night"
 SECOND = "compare_archive/night-second-gpu"
 VICTIMS = ("flow", "worker", "machine", "server")
 POSTGRES = Path("/usr/lib/postgresql")
-ONE_DEVICE = "batch: {formats: [json]}\nlocks: {lock_cpu: true, folder: %s}\n"
+ONE_DEVICE = "batch: {formats: [json, dicom]}\nlocks: {lock_cpu: true, folder: %s}\n"
 TWO_CORES = "batch: {formats: [json]}\nlocks: {folder: %s}\n"
 
 
@@ -79,6 +79,7 @@ def overhead(patients: int) -> Scores:
 def kills(count: int, patients: int) -> Scores:
     """Runs an archive again and again until so many have been killed."""
     draw, felled, computed, twice, undone, damaged = random.Random(5), Counter[str](), 0, 0, 0, 0
+    evidence = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, server_of(Path(folder)) as server:
         root = Path(folder)
@@ -102,6 +103,7 @@ def kills(count: int, patients: int) -> Scores:
             computed, twice = computed + fresh.total(), twice + sum(n - 1 for n in fresh.values())
             undone += cases - len(records(out))
             damaged += 0 if verify(out).others == 0 else 1
+            evidence += len(list(out.glob("*/*/dicom/**/*.dcm")))
         is_free = subprocess.run(
             [sys.executable, "-c", TRY, str(root / "locks")], cwd=Path(__file__).parents[1]
         )
@@ -110,6 +112,7 @@ def kills(count: int, patients: int) -> Scores:
         Score("cases told as computed", float(computed)),
         Score("computed twice", float(twice), "", "0"),
         Score("not done", float(undone), "", "0"),
+        Score("DICOM objects, each as its digest says", float(evidence)),
         Score("results with files nobody speaks of", float(damaged), "", "0"),
         Score("device still held", float(is_free.returncode), "", "0"),
         Score("minutes", (time.monotonic() - began) / 60.0),
