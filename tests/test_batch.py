@@ -360,7 +360,7 @@ def test_the_findings_of_a_scan_that_is_known_are_added_when_they_are_there(pair
     index, out = indexes("index"), copied(pair, tmp_path)
     settings = BatchSettings(formats=("json",), index=str(index.folder), add_to_index=True)
     plan = plan_archive(pair / "archive", out)
-    made = finish(plan, out, JSON_ONLY)
+    made = run_batch(pair / "archive", out, JSON_ONLY)
     assert add_compared(plan, made.rows, out, settings) == Indexed(new=2)
     report = out / made.rows[0].report
     report.write_text(json.dumps({**read(report), "findings": [{}]}), encoding="utf-8")
