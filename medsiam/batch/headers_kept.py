@@ -1,6 +1,6 @@
 """What the headers of a folder said, kept while its files stay as they are: no night asks them again.
 
-    OUT/.medsiam/headers/<digest of the folder's place>.json   one file a folder, put there by one rename
+    OUT/.medsiam/headers/<keyed hash of the folder>.json   one file a folder, put there by one rename
 
 Kept are series that are whole, and what is left out; a refusal is made anew by each run. Files are
 told by their number among those of the folder: their names may be names of patients. A file that
@@ -21,7 +21,7 @@ from typing import Any
 
 from medsiam import __version__
 from medsiam.batch.ledger import HOME, OWNER_ONLY
-from medsiam.batch.listing import Found, Met, Read, digest_of, signature_of
+from medsiam.batch.listing import Found, Met, Read, signature_of
 from medsiam.batch.values import Scan
 from medsiam.reading.archive import Source
 from medsiam.reading.identity import keyed_hash
@@ -44,7 +44,7 @@ class HeadersKept:
         """The entries of a folder's files, from what is kept or, where that does not fit, by `read`."""
         # Before the headers: a file that is changed meanwhile then does not fit the next time.
         signature = keyed_hash(self._key, "headers", __version__, signature_of(group))
-        path = self._home / f"{_place_of(group)}.json"
+        path = self._home / f"{keyed_hash(self._key, 'folder', *_places_of(group))}.json"
         self._asked.add(path.name)
         if (told := _recalled(path, signature, group)) is not None:
             return Read(told)
@@ -73,10 +73,9 @@ class HeadersKept:
             os.replace(draft, path)
 
 
-def _place_of(group: Sequence[Source]) -> str:
-    """A name for a folder, or for the zip whose members these are."""
-    places = {str(source.path if source.member else source.path.parent) for source in group}
-    return digest_of("folder", *sorted(places))
+def _places_of(group: Sequence[Source]) -> list[str]:
+    """The folder, or the zip whose members these are."""
+    return sorted({str(source.path if source.member else source.path.parent) for source in group})
 
 
 def _recalled(path: Path, signature: str, group: Sequence[Source]) -> tuple[Met, ...] | None:
