@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -228,3 +229,11 @@ def test_what_is_kept_of_headers_names_no_file(headers):
     assert len(kept) == 3
     for path in kept:
         assert not any(word in path.read_text() for word in ("IM0", "P000", "visit", "Unmistakable"))
+
+
+def test_a_folder_whose_name_is_no_text_is_planned_and_kept_like_any_other(headers, tmp_path):
+    """Names of files are bytes, and old archives hold such."""
+    archive = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    shutil.copytree(headers / "archive", archive)
+    first, again = (plan_archive(archive, tmp_path / "out", keep=True) for _ in range(2))
+    assert first == again and len(first.comparisons) == 2
