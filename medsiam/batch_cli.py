@@ -104,12 +104,18 @@ def batch(
 
         # Refused before anything is compared.
         CaseIndex.open(index)
+    indexed: dict[str, Any] = {}
     with _log_to(log) as tell, _bar() as progress:
-        made = run_batch(archive, out, settings, log=tell, progress=progress)
+
+        def hear(event: str, told: Mapping[str, Any]) -> None:
+            indexed.update(told if event == "indexed" else {})
+            tell(event, told)
+
+        made = run_batch(archive, out, settings, log=hear, progress=progress)
     if as_json:
         typer.echo((out / "worklist.json").read_text(encoding="utf-8"), nl=False)
     else:
-        _tell(made, out)
+        _tell(made, out, indexed)
     if made.failed:
         raise typer.Exit(BUG)
 
@@ -161,7 +167,7 @@ def doctor(
         raise typer.Exit(BUG)
 
 
-def _tell(made: Worklist, out: Path) -> None:
+def _tell(made: Worklist, out: Path, indexed: Mapping[str, Any]) -> None:
     counts = made.counts
     done = "" if made.fresh else " (nothing was to be done)"
     typer.echo(
@@ -173,6 +179,8 @@ def _tell(made: Worklist, out: Path) -> None:
         typer.echo(f"{row.state}: {row.case_id}: {' '.join((row.reason or '').split())}")
     if len(not_compared) > MOST_TOLD:
         typer.echo(f"... and {len(not_compared) - MOST_TOLD} more in the worklist")
+    if indexed:
+        typer.echo("index: {new} scans added, {known} known before, {refused} refused".format(**indexed))
     typer.echo(f"worklist: {out / 'worklist.html'}")
 
 
