@@ -68,7 +68,9 @@ class HeadersKept:
         draft = path.with_name(f".{secrets.token_hex(6)}")
         # A run goes on without: a full disk is told when a result does not fit.
         with contextlib.suppress(OSError):
-            self._home.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
+            self._home.parent.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self._home.parent, self._home):
+                folder.mkdir(mode=OWNER_ONLY, exist_ok=True)
             draft.write_text(text, encoding="utf-8")
             os.replace(draft, path)
 
