@@ -36,7 +36,7 @@ from medsiam.batch import BatchSettings, plan_archive, run_batch
 from medsiam.bench.scores import Score, Scores
 from medsiam.report.digests import verify
 from tests.archive_maker import write_archive
-from tests.prefect_server import PrefectServer, free_port, kill_flow, kill_group, wait_for
+from tests.prefect_server import PrefectServer, flow_processes, free_port, kill_flow, kill_group, wait_for
 
 VISITS = 3
 NIGHT = "compare_archive/night"
@@ -158,6 +158,7 @@ class Place:
 def scale(patients: int, turns: int) -> Scores:
     """The rate of one and of two workers on PostgreSQL."""
     rates: dict[str, list[float]] = {"one": [], "two": []}
+    spent_s = dict.fromkeys(rates, 0.0)
     twice = undone = 0
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -166,14 +167,17 @@ def scale(patients: int, turns: int) -> Scores:
         cases = len(plan_archive(archive, root / "none").cases)
         config = root / "flows.yaml"
         config.write_text(TWO_CORES % (root / "locks"))
-        server.worker("gpu-0")
-        server.worker("gpu-1")
+        workers = [server.worker(queue) for queue in ("gpu-0", "gpu-1")]
         for turn in range(turns):
             for name, nights in (("one", (NIGHT,)), ("two", (NIGHT, SECOND))):
                 out = root / f"{name}{turn}"
                 told = {"archive": str(archive), "config": str(config), "out": str(out)}
+                spent_s[name] -= sum(map(processor_s, workers))
                 runs = [server.begin(night, **told) for night in nights]
                 wait_for(lambda runs=runs: all(has_ended(server, run) for run in runs), 600, f"{name}'s end")
+                # The flow's process ends after its run; only then its time is its worker's.
+                wait_for(lambda: not any(map(flow_processes, workers)), 60, "the end of the processes")
+                spent_s[name] += sum(map(processor_s, workers))
                 rates[name].append(rate_of(out))
                 fresh = Counter(each["case_id"] for each in events(out) if each["is_fresh"])
                 twice, undone = twice + fresh.total() - len(fresh), undone + cases - len(records(out))
@@ -184,6 +188,7 @@ def scale(patients: int, turns: int) -> Scores:
         Score("one worker, cases an hour", one),
         Score("two workers, cases an hour", two),
         Score("two beside one", two / one, "", "1.8"),
+        *(Score(f"{name}: processor s a case", spent_s[name] / (cases * turns)) for name in rates),
         Score("computed twice", float(twice), "", "0"),
         Score("not done", float(undone), "", "0"),
         Score('"database is locked"', float(words.count("database is locked")), "", "0"),
@@ -191,6 +196,13 @@ def scale(patients: int, turns: int) -> Scores:
         Score("cores", float(os.cpu_count() or 1)),
     )
     return Scores("flows scale", f"{patients} made-up patients, tiny", 0, rows)
+
+
+def processor_s(worker: subprocess.Popen[bytes]) -> float:
+    """Processor seconds of a worker and of the flows that it ran to their end."""
+    told = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    # utime, stime, cutime and cstime of proc(5), in ticks.
+    return sum(map(int, told[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
