@@ -26,7 +26,7 @@ from medsiam.batch.audit import read_marks, recent, unseen, write_audit
 from medsiam.batch.indexing import add_compared, check_index
 from medsiam.batch.ledger import Ledger
 from medsiam.batch.reading import Reader
-from medsiam.batch.run import Told, away
+from medsiam.batch.run import Told, away, from_own_start
 from medsiam.batch.values import STEP_MISSING
 from medsiam.batch.worklist import Worklist
 from medsiam.errors import ArchiveRefused, ResourceExhausted
@@ -100,8 +100,8 @@ def _compared(plan: Plan, cases: tuple[Case, ...], out: Path, settings: FlowSett
     ledger.sweep_all()
     telling = Telling(out, cases, metrics=settings.told.metrics)
     telling.event("planned", {**plan.counts, "cases": len(cases)})
-    with on_device(settings), Reader(out, settings.batch) as reader:
-        night = Night(cases, ledger, settings, reader, telling)
+    with on_device(settings), ledger.turn() as number, Reader(out, settings.batch) as reader:
+        night = Night(from_own_start(cases, number), ledger, settings, reader, telling)
         try:
             night.go()
         finally:
@@ -123,7 +123,7 @@ class Night:
         reader: Reader,
         telling: Telling,
     ) -> None:
-        self._out, self._settings, self._reader, self._telling = ledger.out, settings, reader, telling
+        self._ledger, self._settings, self._reader, self._telling = ledger, settings, reader, telling
         known = {case.case_id: ledger.done(case, settings=settings.batch) for case in cases}
         self.rows: dict[str, Row] = {name: row for name, row in known.items() if row is not None}
         self._left = {case.case_id: case for case in cases if known[case.case_id] is None}
@@ -135,6 +135,11 @@ class Night:
         each = once(self.take, "compare_case", "case {case_id}")
         names = list(self._left)
         for n, name in enumerate(names):
+            # Where another run was, nothing is even read.
+            if (row := self._ledger.done(self._left[name], settings=self._settings.batch)) is not None:
+                self.rows[name] = row
+                del self._left[name]
+                continue
             self._reader.expect([self._left[each] for each in names[n : n + 2]])
             if not came_back(each(name, return_state=True)):
                 break
@@ -160,7 +165,7 @@ class Night:
     def _take(self, case: Case, *, wait: bool) -> None:
         began = time.monotonic()
         try:
-            row = run_case(case, self._out, self._settings.batch, reader=self._reader, wait=wait)
+            row = run_case(case, self._ledger.out, self._settings.batch, reader=self._reader, wait=wait)
         except ArchiveRefused as error:
             self.rows[case.case_id] = away(case, error)
             self._telling.event("late", {"case": case.case_id, "code": error.code})

@@ -25,7 +25,7 @@ from medsiam.batch.indexing import Indexed, add_compared
 from medsiam.batch.ledger import Ledger
 from medsiam.batch.pair_record import pair_from_json, pair_to_json
 from medsiam.batch.reading import Reader
-from medsiam.batch.run import Run
+from medsiam.batch.run import Run, from_own_start
 from medsiam.batch.worklist import in_order, worklist_csv
 from medsiam.cases.index import CaseIndex
 from medsiam.cases.rebuild import sizes_of
@@ -234,6 +234,16 @@ def test_what_may_come_back_is_raised_and_not_recorded(pair, tmp_path, error, ra
     assert Ledger(tmp_path).record(planned_pair(pair).case_id) is None
 
 
+class Watched(Ledger):
+    """A ledger whose case is done by another run as soon as it was asked for."""
+
+    asked = 0
+
+    def done(self, *arguments, **options):
+        self.asked += 1
+        return super().done(*arguments, **options) if self.asked > 1 else None
+
+
 class Returning:
     """A reader whose archive is away so many times."""
 
@@ -267,6 +277,29 @@ def test_two_processes_on_one_folder_never_compute_the_same_case(pair, tmp_path)
     with ledger.held(case.case_id):
         assert run_case(case, tmp_path, JSON_ONLY, wait=False) is None
     assert run_case(case, tmp_path, JSON_ONLY, wait=False).state == "compared"
+
+
+def test_runs_that_share_an_archive_begin_apart_and_keep_patients_together(pair, tmp_path):
+    """Else both would read every scan; a run that is alone begins at the first patient."""
+    case, ledger = planned_pair(pair), Ledger(tmp_path).open()
+    cases = [replace(case, patient_key=f"{n // 2}", case_id=f"{n}") for n in range(16)]
+    with ledger.turn() as first, ledger.turn() as second, ledger.turn() as third:
+        starts = [from_own_start(cases, number) for number in (first, second, third, 3)]
+    assert [start[0].patient_key for start in starts] == ["0", "4", "2", "6"]
+    for start in starts:
+        assert sorted(start, key=cases.index) == cases
+        assert [each.case_id for each in start if each.patient_key == "6"] == ["12", "13"]
+    with ledger.turn() as alone:
+        assert (alone, from_own_start((), alone), from_own_start(cases[:1], 5)) == (0, (), (cases[0],))
+
+
+def test_what_another_run_has_done_is_not_even_read(pair, tmp_path):
+    plan = plan_archive(pair / "archive", copied(pair, tmp_path))
+    run_batch(pair / "archive", tmp_path / "out", JSON_ONLY)
+    run = Run(1, Ledger(tmp_path / "late").open(), JSON_ONLY, Broken(AssertionError("it was read")))
+    run.ledger = Watched(tmp_path / "out")
+    run.take(plan.cases)
+    assert [row.state for row in run.rows.values()] == ["compared"]
 
 
 def test_a_trajectory_waits_for_a_step_that_another_process_has_in_hand(night, tmp_path):
