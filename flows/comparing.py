@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from flows.settings import FlowSettings, settings_of
 from flows.telling import Telling, tell_worklist
 from medsiam.batch import Case, Plan, Row, finish, plan_archive, run_case
 from medsiam.batch.audit import read_marks, recent, unseen, write_audit
+from medsiam.batch.indexing import add_compared, check_index
 from medsiam.batch.ledger import Ledger
 from medsiam.batch.reading import Reader
-from medsiam.batch.run import Told, away
+from medsiam.batch.run import Told, away, from_own_start
 from medsiam.batch.values import STEP_MISSING
 from medsiam.batch.worklist import Worklist
 from medsiam.errors import ArchiveRefused, ResourceExhausted
@@ -43,7 +44,7 @@ def compare_archive(archive: str, out: str, config: str = "") -> State:
     """
     with closed():
         settings = settings_of(config)
-        plan = plan_archive(archive, out, settings.batch)
+        plan = _planned(archive, out, settings)
         made = _compared(plan, plan.cases, Path(out), settings)
         return _told(made, Path(out), "archive", settings)
 
@@ -56,7 +57,7 @@ def compare_patient(archive: str, out: str, patient: str, config: str = "") -> S
     """
     with closed():
         settings = settings_of(config)
-        plan = plan_archive(archive, out, settings.batch)
+        plan = _planned(archive, out, settings)
         cases = tuple(case for case in plan.cases if case.patient_key == patient)
         made = _compared(plan, cases, Path(out), settings)
         rows, courses = (
@@ -75,15 +76,21 @@ def night_audit(archive: str, out: str, seen: str = "", config: str = "") -> Sta
     """
     with closed():
         settings = settings_of(config)
-        settings = replace(settings, batch=replace(settings.batch, fast=False))
+        batch = replace(settings.batch, fast=False, add_to_index=False)
+        settings = replace(settings, batch=batch)
         marks = read_marks(Path(seen)) if seen else frozenset()
-        plan = plan_archive(archive, out, settings.batch)
-        plan = recent(plan, settings.audit.months, datetime.now())
+        plan = recent(_planned(archive, out, settings), settings.audit.months, datetime.now())
         made = _compared(plan, plan.cases, Path(out), settings)
         rows = unseen(made.rows, marks, level=settings.audit.level)
         write_audit(rows, Path(out), marks=len(marks), now=datetime.now(UTC))
         tell_worklist(rows, Path(out), "audit", most=settings.told.rows, pages=settings.told.pages)
         return Completed(message=f"{len(rows)} confident changes without a mark of {_counts(made)}")
+
+
+def _planned(archive: str, out: str, settings: FlowSettings) -> Plan:
+    if settings.batch.add_to_index:
+        check_index(archive, settings.batch)
+    return plan_archive(archive, out, settings.batch, keep=True)
 
 
 def _compared(plan: Plan, cases: tuple[Case, ...], out: Path, settings: FlowSettings) -> Worklist:
@@ -93,12 +100,14 @@ def _compared(plan: Plan, cases: tuple[Case, ...], out: Path, settings: FlowSett
     ledger.sweep_all()
     telling = Telling(out, cases, metrics=settings.told.metrics)
     telling.event("planned", {**plan.counts, "cases": len(cases)})
-    with on_device(settings), Reader(out, settings.batch) as reader:
-        night = Night(cases, ledger, settings, reader, telling)
+    with on_device(settings), ledger.turn() as number, Reader(out, settings.batch) as reader:
+        night = Night(from_own_start(cases, number), ledger, settings, reader, telling)
         try:
             night.go()
         finally:
             worklist = finish(plan, out, settings.batch, rows=night.rows)
+        if settings.batch.add_to_index:
+            telling.event("indexed", asdict(add_compared(plan, worklist.rows, out, settings.batch)))
     telling.event("end", {**worklist.counts, "fresh": worklist.fresh})
     return worklist
 
@@ -114,7 +123,7 @@ class Night:
         reader: Reader,
         telling: Telling,
     ) -> None:
-        self._out, self._settings, self._reader, self._telling = ledger.out, settings, reader, telling
+        self._ledger, self._settings, self._reader, self._telling = ledger, settings, reader, telling
         known = {case.case_id: ledger.done(case, settings=settings.batch) for case in cases}
         self.rows: dict[str, Row] = {name: row for name, row in known.items() if row is not None}
         self._left = {case.case_id: case for case in cases if known[case.case_id] is None}
@@ -126,6 +135,11 @@ class Night:
         each = once(self.take, "compare_case", "case {case_id}")
         names = list(self._left)
         for n, name in enumerate(names):
+            # Where another run was, nothing is even read.
+            if (row := self._ledger.done(self._left[name], settings=self._settings.batch)) is not None:
+                self.rows[name] = row
+                del self._left[name]
+                continue
             self._reader.expect([self._left[each] for each in names[n : n + 2]])
             if not came_back(each(name, return_state=True)):
                 break
@@ -151,7 +165,7 @@ class Night:
     def _take(self, case: Case, *, wait: bool) -> None:
         began = time.monotonic()
         try:
-            row = run_case(case, self._out, self._settings.batch, reader=self._reader, wait=wait)
+            row = run_case(case, self._ledger.out, self._settings.batch, reader=self._reader, wait=wait)
         except ArchiveRefused as error:
             self.rows[case.case_id] = away(case, error)
             self._telling.event("late", {"case": case.case_id, "code": error.code})

@@ -20,6 +20,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
 
+from flows.closed import FlowStopped
 from flows.server import prepare
 
 FILE = Path(__file__).parents[1] / "prefect.yaml"
@@ -29,8 +30,14 @@ def deployments(names: Sequence[str] = (), *, file: Path = FILE) -> Iterator[Run
     """What prefect.yaml deploys, without its pool.
 
     names  of those wanted, all where empty
+
+    Raises FlowStopped for a name that is not there: who serves nothing would wait for ever.
     """
-    for told in yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]:
+    listed = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]
+    there = [told["name"] for told in listed]
+    if unknown := [name for name in names if name not in there]:
+        raise FlowStopped(f"{file.name} has no deployment {unknown[0]!r}; choose from {', '.join(there)}")
+    for told in listed:
         if names and told["name"] not in names:
             continue
         flow = load_flow_from_entrypoint(str(file.parent / told["entrypoint"]))
@@ -50,9 +57,13 @@ def _schedule(told: dict[str, Any]) -> Schedule:
 
 def main() -> None:
     """What stands at the top."""
+    try:
+        chosen = list(deployments(sys.argv[1:]))
+    except FlowStopped as error:
+        sys.exit(str(error))
     prepare()
     # One at a time: the box has one GPU, and its lock would make the others wait anyway.
-    serve(*deployments(sys.argv[1:]), limit=1)
+    serve(*chosen, limit=1)
 
 
 if __name__ == "__main__":

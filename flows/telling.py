@@ -29,7 +29,7 @@ from medsiam.batch.values import Case, Row
 PROGRESS_EVERY_S = 5.0
 LOG = "flow.jsonl"
 # Of all events these go to Prefect too; a line a case stays in the log file.
-TOLD_TO_PREFECT = ("planned", "known", "late", "exhausted", "end")
+TOLD_TO_PREFECT = ("planned", "known", "late", "exhausted", "indexed", "end")
 # Keys and figures; summaries and reasons stay in OUT.
 COLUMNS = (
     "case_id", "patient_key", "state", "verdict", "code", "findings", "largest", "unit", "p_value",

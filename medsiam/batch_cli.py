@@ -64,6 +64,9 @@ def batch(
         bool, typer.Option("--all-series", help="Compare every series that has a counterpart.")
     ] = False,
     index: IndexOption = None,
+    add_to_index: Annotated[
+        bool, typer.Option("--add-to-index", help="Add the scans that were compared to it at the end.")
+    ] = False,
     log: LogOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print worklist.json on standard output.")] = False,
     verbose: VerboseOption = False,
@@ -78,6 +81,8 @@ def batch(
     """
     wanted = formats_of(formats)
     check_device(device)
+    if add_to_index and index is None:
+        raise typer.BadParameter("--add-to-index needs an index; name it with --index DIR")
     from medsiam.batch import BatchSettings, run_batch  # torch, only now
     from medsiam.config import CompareSettings, load_settings
     from medsiam.pacs.settings import PacsSettings
@@ -90,6 +95,7 @@ def batch(
         weights=weights,
         formats=wanted,
         index=None if index is None else str(index),
+        add_to_index=add_to_index,
         all_series=all_series,
         pacs=load_settings(pacs_config, PacsSettings),
     )
@@ -98,12 +104,18 @@ def batch(
 
         # Refused before anything is compared.
         CaseIndex.open(index)
+    indexed: dict[str, Any] = {}
     with _log_to(log) as tell, _bar() as progress:
-        made = run_batch(archive, out, settings, log=tell, progress=progress)
+
+        def hear(event: str, told: Mapping[str, Any]) -> None:
+            indexed.update(told if event == "indexed" else {})
+            tell(event, told)
+
+        made = run_batch(archive, out, settings, log=hear, progress=progress)
     if as_json:
         typer.echo((out / "worklist.json").read_text(encoding="utf-8"), nl=False)
     else:
-        _tell(made, out)
+        _tell(made, out, indexed)
     _tell_names(made, most=len(made.rows) if verbose else MOST_TOLD)
     if made.failed:
         raise typer.Exit(BUG)
@@ -156,7 +168,7 @@ def doctor(
         raise typer.Exit(BUG)
 
 
-def _tell(made: Worklist, out: Path) -> None:
+def _tell(made: Worklist, out: Path, indexed: Mapping[str, Any]) -> None:
     counts = made.counts
     done = "" if made.fresh else " (nothing was to be done)"
     typer.echo(
@@ -168,6 +180,8 @@ def _tell(made: Worklist, out: Path) -> None:
         typer.echo(f"{row.state}: {row.case_id}: {' '.join((row.reason or '').split())}")
     if len(not_compared) > MOST_TOLD:
         typer.echo(f"... and {len(not_compared) - MOST_TOLD} more in the worklist")
+    if indexed:
+        typer.echo("index: {new} scans added, {known} known before, {refused} refused".format(**indexed))
     typer.echo(f"worklist: {out / 'worklist.html'}")
 
 

@@ -20,7 +20,7 @@ from medsiam.change.measure import MeasuredChange, measure_change
 from medsiam.change.verdict import Judged, judge_change, judge_radiographs
 from medsiam.config import CompareSettings, load_settings
 from medsiam.encoding.encoder import Encoder, cosine_distance
-from medsiam.encoding.weights import load_encoder
+from medsiam.encoding.weights import warm_encoder
 from medsiam.errors import InputRefused, ResourceExhausted, named
 from medsiam.pairing.body_parts import regions_of
 from medsiam.pairing.comparability import check_comparable, judge, unknown_notes
@@ -239,7 +239,7 @@ def _embedded(
 
     Raises WeightsRefused where the named weights are not for scans of this kind.
     """
-    encoder = _encoder(weights, pair.current.spatial_dims, str(device))
+    encoder = warm_encoder(weights, pair.current.spatial_dims, str(device))
     before, after = encoder.encode_pair(pair.prior, pair.current)
     distance = cosine_distance(before.embedding, after.embedding)
     curve = encoder.same_patient
@@ -256,12 +256,6 @@ def _regions(pair: Pair) -> frozenset[str]:
     if pair.region == "brain":
         return frozenset({"head"})
     return regions_of(pair.prior.acquisition.body_part) & regions_of(pair.current.acquisition.body_part)
-
-
-@functools.lru_cache(maxsize=4)
-def _encoder(weights: str | None, spatial_dims: int, device: str) -> Encoder:
-    """One warm encoder for many comparisons."""
-    return load_encoder(weights, spatial_dims=spatial_dims, device=device)
 
 
 def _weights_of(pair: Pair) -> dict[str, str]:

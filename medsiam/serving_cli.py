@@ -25,7 +25,8 @@ def serve(
     """Takes studies to compare over HTTP on this machine, and sends the evidence to their archive.
 
     Every request bears the token in DIR/token, or the one in MEDSIAM_SERVE_TOKEN. How to
-    connect Orthanc: docs/orthanc.md.
+    connect Orthanc: docs/orthanc.md. The nightly schedules of an archive are started by
+    `python -m flows.serve` instead: docs/flows.md.
 
     Example: medsiam serve --data serving/ --config serve.yaml
     """

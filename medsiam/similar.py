@@ -23,7 +23,7 @@ from medsiam.cases.rebuild import embed_anew, rebuild, sizes_of
 from medsiam.cases.search import SearchOutcome, Wish, search_cases
 from medsiam.cases.settings import IndexSettings
 from medsiam.encoding.encoder import Encoder
-from medsiam.encoding.weights import load_encoder
+from medsiam.encoding.weights import load_encoder, warm_encoder
 from medsiam.errors import IndexRefused, InputRefused, named, spoken
 from medsiam.reading import SeriesEntry, load_key, read_volume
 from medsiam.report.search_json import result_json
@@ -174,6 +174,15 @@ def similar_cases(
     return [result_json(each) for each in outcome.results]
 
 
+def open_index(folder: Path, *, weights: str | None, device: str) -> tuple[CaseIndex, Encoder]:
+    """An index and the encoder of its embeddings.
+
+    Raises IndexRefused where there is none, or it holds another encoder's.
+    """
+    index = CaseIndex.open(folder)
+    return index, _encoder_of(index, weights, device)
+
+
 def _settings(config: Path | None) -> IndexSettings:
     if config is None:
         return IndexSettings()
@@ -210,7 +219,11 @@ def _fitting_encoder(index: CaseIndex, volume: Volume, weights: str | None, devi
             f"the index holds {kinds[index.spatial_dims]}, the scan is one of {kinds[volume.spatial_dims]}; "
             "search in an index of its kind"
         )
-    encoder = load_encoder(weights, spatial_dims=index.spatial_dims, device=_device(device))
+    return _encoder_of(index, weights, device)
+
+
+def _encoder_of(index: CaseIndex, weights: str | None, device: str) -> Encoder:
+    encoder = warm_encoder(weights, index.spatial_dims, _device(device))
     index.check_encoder(encoder.encoder_id)
     return encoder
 

@@ -24,7 +24,7 @@ def tiny_head(seed: int, acquired: datetime | None) -> Volume:
 def write_visit(folder: Path, patient: str, visit: int, **changes: object) -> Path:
     """One visit of a patient in a folder of its own, a year after the one before; the folder."""
     told = {"acquired": FIRST + timedelta(days=365 * visit), "number": patient, "birth": "19600101"} | changes
-    study = f"1.2.826.{sum(map(ord, patient))}.{visit}"
+    study = f"1.2.826.{int.from_bytes(patient.encode())}.{visit}"
     identity = SeriesIdentity(
         patient_name=str(told.get("name", NAME)),
         patient_id=str(told["number"]),

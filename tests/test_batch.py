@@ -11,22 +11,29 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import medsiam
 from medsiam import cli
 from medsiam.batch import BatchSettings, Row, finish, plan_archive, run_batch, run_case
+from medsiam.batch.indexing import Indexed, add_compared
 from medsiam.batch.ledger import Ledger
 from medsiam.batch.pair_record import pair_from_json, pair_to_json
 from medsiam.batch.reading import Reader
-from medsiam.batch.run import Run
+from medsiam.batch.run import Run, from_own_start
 from medsiam.batch.worklist import in_order, worklist_csv
+from medsiam.cases.index import CaseIndex
+from medsiam.cases.rebuild import sizes_of
 from medsiam.change.trajectory import closure_of
-from medsiam.errors import ArchiveRefused, ResourceExhausted, Unreadable
+from medsiam.errors import ArchiveRefused, InputRefused, ResourceExhausted, Unreadable
+from medsiam.reading import read_volume
 from medsiam.report.digests import verify
+from medsiam.report.nifti import write_nifti
 from medsiam.report.schema import violations
 from tests.archive_maker import NAME, write_archive, write_visit
 from tests.trajectory_maker import POINTS_MM, one_lesion
@@ -227,6 +234,16 @@ def test_what_may_come_back_is_raised_and_not_recorded(pair, tmp_path, error, ra
     assert Ledger(tmp_path).record(planned_pair(pair).case_id) is None
 
 
+class Watched(Ledger):
+    """A ledger whose case is done by another run as soon as it was asked for."""
+
+    asked = 0
+
+    def done(self, *arguments, **options):
+        self.asked += 1
+        return super().done(*arguments, **options) if self.asked > 1 else None
+
+
 class Returning:
     """A reader whose archive is away so many times."""
 
@@ -260,6 +277,29 @@ def test_two_processes_on_one_folder_never_compute_the_same_case(pair, tmp_path)
     with ledger.held(case.case_id):
         assert run_case(case, tmp_path, JSON_ONLY, wait=False) is None
     assert run_case(case, tmp_path, JSON_ONLY, wait=False).state == "compared"
+
+
+def test_runs_that_share_an_archive_begin_apart_and_keep_patients_together(pair, tmp_path):
+    """Else both would read every scan; a run that is alone begins at the first patient."""
+    case, ledger = planned_pair(pair), Ledger(tmp_path).open()
+    cases = [replace(case, patient_key=f"{n // 2}", case_id=f"{n}") for n in range(16)]
+    with ledger.turn() as first, ledger.turn() as second, ledger.turn() as third:
+        starts = [from_own_start(cases, number) for number in (first, second, third, 3)]
+    assert [start[0].patient_key for start in starts] == ["0", "4", "2", "6"]
+    for start in starts:
+        assert sorted(start, key=cases.index) == cases
+        assert [each.case_id for each in start if each.patient_key == "6"] == ["12", "13"]
+    with ledger.turn() as alone:
+        assert (alone, from_own_start((), alone), from_own_start(cases[:1], 5)) == (0, (), (cases[0],))
+
+
+def test_what_another_run_has_done_is_not_even_read(pair, tmp_path):
+    plan = plan_archive(pair / "archive", copied(pair, tmp_path))
+    run_batch(pair / "archive", tmp_path / "out", JSON_ONLY)
+    run = Run(1, Ledger(tmp_path / "late").open(), JSON_ONLY, Broken(AssertionError("it was read")))
+    run.ledger = Watched(tmp_path / "out")
+    run.take(plan.cases)
+    assert [row.state for row in run.rows.values()] == ["compared"]
 
 
 def test_a_trajectory_waits_for_a_step_that_another_process_has_in_hand(night, tmp_path):
@@ -318,6 +358,67 @@ def test_kill_9_loses_the_case_in_hand_at_most_and_the_end_is_the_same(night, tm
     assert reports(tmp_path / "out") == reports(root / "out")
     ours, theirs = (read(each / "out" / "worklist.json") for each in (tmp_path, root))
     assert timeless(ours) == timeless(theirs)
+
+
+@pytest.fixture
+def indexes(tmp_path):
+    """Makes empty indexes for the shipped encoder."""
+    encoder = medsiam.load_encoder(spatial_dims=3)
+    return lambda name: CaseIndex.make(tmp_path / name, encoder.encoder_id, sizes_of(encoder))
+
+
+def indexed(pair, out, index, **settings):
+    """What a run adds to an index: new, known, refused."""
+    events = {}
+    wanted = BatchSettings(formats=("json",), index=str(index.folder), add_to_index=True, **settings)
+    run_batch(pair / "archive", out, wanted, log=lambda event, told: events.update({event: told}))
+    return tuple(events["indexed"].values()), events["end"]["fresh"]
+
+
+def test_what_was_compared_is_added_to_the_index_once(pair, tmp_path, indexes):
+    """A run that was killed before it added anything, or whose index was lost, makes up for it."""
+    index, other = indexes("index"), indexes("other")
+    assert indexed(pair, tmp_path / "out", index) == ((2, 0, 0), 1)
+    words = ("--formats", "json", "--add-to-index", "--index", index.folder)
+    again = run(pair / "archive", "--out", tmp_path / "out", *words)
+    assert "nothing was to be done" in again.stdout and "index: 0 scans added, 2 known" in again.stdout
+    assert indexed(pair, tmp_path / "out", other) == ((2, 0, 0), 0)
+    scans = index.store.find("scan", None)
+    assert len(scans) == 2 and {scan.patient_key for scan in scans} == {planned_pair(pair).patient_key}
+    assert index.store.count("change", None) == 1
+    for path in (tmp_path / "index").rglob("*"):
+        assert path.is_dir() or not (b"Unmistakable" in path.read_bytes() or b"P000" in path.read_bytes())
+
+
+def test_the_findings_of_a_scan_that_is_known_are_added_when_they_are_there(pair, tmp_path, indexes):
+    """The scan may have come into the index before it was compared."""
+    index, out = indexes("index"), copied(pair, tmp_path)
+    settings = BatchSettings(formats=("json",), index=str(index.folder), add_to_index=True)
+    plan = plan_archive(pair / "archive", out)
+    made = run_batch(pair / "archive", out, JSON_ONLY)
+    assert add_compared(plan, made.rows, out, settings) == Indexed(new=2)
+    report = out / made.rows[0].report
+    report.write_text(json.dumps({**read(report), "findings": [{}]}), encoding="utf-8")
+    grid = read_volume(pair / "archive" / "P000" / "visit1").grid
+    labels = np.zeros(grid.shape, np.uint16)
+    labels[2:4, 4:6, 4:6] = 1
+    write_nifti(report.with_name("findings.nii.gz"), labels, grid, description="medsiam findings")
+    found = [replace(row, findings=1) for row in made.rows]
+    for _ in range(2):
+        assert add_compared(plan, found, out, settings) == Indexed(known=2)
+        assert index.store.count("finding", None) == 1
+
+
+def test_an_index_that_nothing_can_be_added_to_is_refused_before_anything_is_compared(pair, tmp_path):
+    out = tmp_path / "out"
+    assert run(pair / "archive", "--out", out, "--add-to-index").exit_code == 2
+    words = ("--add-to-index", "--index", tmp_path / "none")
+    result = run(pair / "archive", "--out", out, *words)
+    assert result.exit_code == 3 and "there is no index" in result.stderr
+    address = BatchSettings(index=str(tmp_path), add_to_index=True)
+    with pytest.raises(InputRefused, match="behind an address"):
+        run_batch("https://pacs.example/dicom-web", out, address)
+    assert not (out / ".medsiam").exists()
 
 
 def test_an_archive_that_holds_its_own_results_does_not_compare_them(tmp_path):

@@ -1,14 +1,18 @@
 """Which scans of an archive are compared: visits, priors, and everything that cannot be one."""
 
+import os
+import shutil
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from medsiam.batch.listing import Found, Listing
-from medsiam.batch.plan import planned
+from medsiam.batch.plan import plan_archive, planned
 from medsiam.batch.values import BatchSettings, Scan
 from medsiam.volume import Acquisition
+from tests.archive_maker import write_archive
 
 NOW = datetime(2030, 1, 1)
 DAY = datetime(2024, 1, 10, 9, 30)
@@ -147,3 +151,90 @@ def test_a_case_keeps_its_name_whatever_else_the_archive_holds():
     """Its folder and its ledger record are found again in the next night."""
     few, many = plan(found(0), found(1)), plan(found(0), found(1), found(2), found(3, patient_key="0" * 20))
     assert few.comparisons[0].case_id in {case.case_id for case in many.comparisons}
+
+
+@pytest.fixture(scope="module")
+def headers(tmp_path_factory):
+    """An archive of a patient with three visits, and an OUT that keeps what its headers say."""
+    root = tmp_path_factory.mktemp("headers")
+    write_archive(root / "archive", 1, 3)
+    plan_archive(root / "archive", root / "out", keep=True)
+    return root
+
+
+@pytest.fixture
+def copied(headers, tmp_path):
+    """A plan anew of a copy of OUT: what it makes of the archive, and where it keeps."""
+    shutil.copytree(headers / "out", tmp_path / "out")
+    return lambda: plan_archive(headers / "archive", tmp_path / "out", keep=True)
+
+
+def garbled(path, *, is_told):
+    """The file with other bytes, its size and time as before unless told."""
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    if not is_told:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_headers_of_untouched_files_are_not_read_again_and_the_plan_is_the_same(headers, copied):
+    """A file that cannot be read any more proves that nobody looked; who keeps nothing looks."""
+    fresh = plan_archive(headers / "archive", headers / "none")
+    path = headers / "archive" / "P000" / "visit1" / "IM0002.dcm"
+    content, times = path.read_bytes(), path.stat()
+    garbled(path, is_told=False)
+    assert copied() == fresh != plan_archive(headers / "archive", headers / "none")
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not (headers / "none").exists()
+
+
+@pytest.mark.parametrize("what", ["changed", "gone", "added", "another key", "damaged", "foreign"])
+def test_headers_are_read_again_where_anything_is_not_as_it_was(headers, tmp_path, monkeypatch, what):
+    archive = shutil.copytree(headers / "archive", tmp_path / "archive")
+    before = plan_archive(archive, tmp_path / "out", keep=True)
+    visit, kept = archive / "P000" / "visit1", tmp_path / "out" / ".medsiam" / "headers"
+    if what == "changed":
+        garbled(visit / "IM0002.dcm", is_told=True)
+    elif what == "gone":
+        (visit / "IM0002.dcm").unlink()
+    elif what == "added":
+        shutil.copy(visit / "IM0002.dcm", visit / "again.dcm")
+    elif what == "another key":
+        monkeypatch.setenv("MEDSIAM_KEY", "another secret of this hospital")
+    for path in kept.iterdir():
+        if what in ("damaged", "foreign"):
+            path.write_text("{" if what == "damaged" else '{"schema": "medsiam.headers/1"}')
+    again = plan_archive(archive, tmp_path / "out", keep=True)
+    assert again == plan_archive(archive, tmp_path / "none")
+    assert (again == before) == (what in ("damaged", "foreign"))
+
+
+def test_a_refusal_is_not_kept_and_a_folder_that_is_gone_is_forgotten(headers, tmp_path):
+    """What is broken is told by each run; what was taken away leaves nothing behind."""
+    archive = shutil.copytree(headers / "archive", tmp_path / "archive")
+    garbled(archive / "P000" / "visit1" / "IM0002.dcm", is_told=True)
+    first, second = (plan_archive(archive, tmp_path / "out", keep=True) for _ in range(2))
+    assert first == second and {row.code for row in first.inputs} >= {"unreadable"}
+    kept = tmp_path / "out" / ".medsiam" / "headers"
+    assert len(list(kept.iterdir())) == 2
+    assert all(folder.stat().st_mode & 0o077 == 0 for folder in (kept, kept.parent))
+    shutil.rmtree(archive / "P000" / "visit0")
+    plan_archive(archive, tmp_path / "out", keep=True)
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_what_is_kept_of_headers_names_no_file(headers):
+    """A folder's or a file's name may be a patient's."""
+    kept = list((headers / "out" / ".medsiam" / "headers").iterdir())
+    assert len(kept) == 3
+    for path in kept:
+        assert not any(word in path.read_text() for word in ("IM0", "P000", "visit", "Unmistakable"))
+
+
+def test_a_folder_whose_name_is_no_text_is_planned_and_kept_like_any_other(headers, tmp_path):
+    """Names of files are bytes, and old archives hold such."""
+    archive = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    shutil.copytree(headers / "archive", archive)
+    first, again = (plan_archive(archive, tmp_path / "out", keep=True) for _ in range(2))
+    assert first == again and len(first.comparisons) == 2

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 
 from medsiam.errors import WeightsRefused
 from medsiam.pairing import brain_net
-from medsiam.pairing.brain_net import BrainNet, content_box, normalised, segment_brain
+from medsiam.pairing.brain_net import BrainNet, BrainTissue, content_box, normalised, segment_brain
+from medsiam.pairing.region import KeptBrains
 from medsiam.pairing.sampling import sample
 from medsiam.training.brain_synthesis import NAMES, HeadMap, SynthesisSettings, synthesise
 from medsiam.training.brain_training import brain_loss
@@ -55,6 +57,39 @@ def test_a_head_made_of_formulas_is_taken_for_a_head():
     phantom, tissue = made_up_head()
     assert tissue.plausible, tissue.reason
     assert dice(brain_on(tissue, phantom.volume.grid), phantom.brain) > 0.85
+
+
+class Counting:
+    """Finds by a list of what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, volume):
+        self.asked.append(float(volume.array.flat[0]))
+        return BrainTissue(volume.array[None], volume.grid, True, "")
+
+
+def test_a_scan_that_several_pairs_share_is_looked_through_once():
+    """Read again it is another object of the same voxels; of many scans the last few are kept."""
+    find = Counting()
+    kept = KeptBrains(find)
+    for value in (1, 2, 2, 3, 1, 3, 4, 5, 1):
+        assert kept.brain_of(box_of(np.full((2, 2, 2), value))).probability.flat[0] == value
+    assert find.asked == [1, 2, 3, 4, 5]
+    kept.brain_of(box_of(np.full((2, 2, 2), 2)))
+    assert find.asked[-1] == 2 and len(find.asked) == 6
+
+
+def test_what_was_made_of_a_scan_is_another_scan():
+    """It may bear the same header: other voxels, another place or another modality count."""
+    find = Counting()
+    kept, first = KeptBrains(find), box_of(np.ones((2, 2, 2)))
+    moved = replace(first, grid=first.grid.moved(np.diag([-1.0, 1.0, 1.0, 1.0])))
+    ct = replace(first, acquisition=replace(first.acquisition, modality="CT"))
+    for volume in (first, replace(first, array=first.array + 1.0), moved, ct, first):
+        kept.brain_of(volume)
+    assert len(find.asked) == 4
 
 
 def test_the_same_scan_gives_the_same_tissue():

@@ -212,6 +212,13 @@ def test_a_single_box_serves_what_prefect_yaml_deploys():
         assert [each.slug for each in one.schedules] == [each["slug"] for each in told.get("schedules", ())]
 
 
+def test_a_name_that_is_not_deployed_is_refused_and_not_waited_for():
+    """A box that serves nothing looks like one that has nothing to do."""
+    assert [each.name for each in deployments(["drift", "night"])] == ["night", "drift"]
+    with pytest.raises(FlowStopped, match="has no deployment 'nihgt'; choose from night"):
+        next(deployments(["night", "nihgt"]))
+
+
 def test_only_what_may_come_back_is_worth_another_try():
     """An archive that is away; not a refusal, not a bug; and no words of the input in either."""
     for error, kind in ((ArchiveRefused("Ursula"), ComesBack), (Unreadable("Ursula"), FlowStopped)):

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -100,6 +101,15 @@ class Ledger:
             yield True
         finally:
             os.close(handle)
+
+    @contextmanager
+    def turn(self) -> Iterator[int]:
+        """Which of the runs on OUT this one is, counted from 0; the number of a dead one is free again."""
+        for number in itertools.count():
+            with self.held(f"run-{number}", wait=False) as is_ours:
+                if is_ours:
+                    yield number
+                    return
 
     def record(self, case_id: str) -> Record | None:
         """What the ledger says of a case; None where it says nothing that can be read."""

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from medsiam.batch.values import Row, Scan
@@ -66,12 +67,14 @@ class Listing:
 
 
 @dataclass(frozen=True, eq=False)
-class _Met:
+class Met:
     """One entry in one folder, without its headers: those of a large archive would fill the memory.
 
+    uid      of its series, "" where it tells none
     outcome  None for what is left out
     """
 
+    uid: str
     name: str
     files: tuple[tuple[str, str], ...]
     outcome: Found | Row | None
@@ -85,23 +88,41 @@ class _Met:
         return frozenset(Path(path).parent for path, _ in self.files)
 
 
-def list_folder(archive: Path, *, key: bytes, leave_out: Path, progress: Progress) -> Listing:
+@dataclass(frozen=True)
+class Read:
+    """What the headers of one folder's files say.
+
+    damaged  one row for all files that cannot be read
+    """
+
+    met: tuple[Met, ...]
+    damaged: tuple[Row, ...] = ()
+
+
+# Reads a folder's files by the given call, or knows from before what it would give.
+Recall = Callable[[Sequence[Source], Callable[[], Read]], Read]
+
+
+def always_read(group: Sequence[Source], read: Callable[[], Read]) -> Read:
+    """Knows nothing from before."""
+    return read()
+
+
+def list_folder(
+    archive: Path, *, key: bytes, leave_out: Path, progress: Progress, recall: Recall = always_read
+) -> Listing:
     """The series of a folder tree, a zip or a DICOMDIR.
 
     leave_out  the output folder, which may lie within the archive
     Raises InputRefused where nothing is there.
     """
     listing = Listing()
-    met: dict[str, list[_Met]] = {}
+    met: dict[str, list[Met]] = {}
     for group in _groups(archive, leave_out, listing, key):
-        entries, _ = entries_of(group, key)
-        damaged = [entry for entry in entries if entry.reason == DAMAGED]
-        listing.refused += _damaged_rows(damaged, key)
-        for entry in entries:
-            if entry.reason == DAMAGED:
-                continue
-            name = entry.acquisition.series_uid or f"file {entry.paths[0]} {entry.name}"
-            met.setdefault(name, []).append(_met(entry, entries, group, key))
+        found = recall(group, partial(_read, group, key))
+        listing.refused += found.damaged
+        for each in found.met:
+            met.setdefault(each.uid or f"file {each.files[:1]} {each.name}", []).append(each)
         listing.files += len(group)
         if listing.files // FILES_TOLD_EVERY != (listing.files - len(group)) // FILES_TOLD_EVERY:
             progress(f"{listing.files} files seen")
@@ -114,6 +135,14 @@ def list_folder(archive: Path, *, key: bytes, leave_out: Path, progress: Progres
             else:
                 listing.left_out += 1
     return listing
+
+
+def _read(group: Sequence[Source], key: bytes) -> Read:
+    """The entries of one folder's files, by their headers."""
+    entries, _ = entries_of(group, key)
+    damaged = [entry for entry in entries if entry.reason == DAMAGED]
+    whole = (_met(entry, entries, group, key) for entry in entries if entry.reason != DAMAGED)
+    return Read(tuple(whole), tuple(_damaged_rows(damaged, key)))
 
 
 def _groups(archive: Path, leave_out: Path, listing: Listing, key: bytes) -> Iterable[tuple[Source, ...]]:
@@ -184,7 +213,7 @@ def _damaged_rows(damaged: Sequence[SeriesEntry], key: bytes) -> Iterator[Row]:
     yield row
 
 
-def _settled(together: Sequence[_Met], key: bytes, listing: Listing) -> Sequence[_Met]:
+def _settled(together: Sequence[Met], key: bytes, listing: Listing) -> Sequence[Met]:
     """One series' entries, its copies set aside and its parts in several folders read together."""
     kept = list(_without_copies(together, listing))
     in_zip = any(member for each in kept for _, member in each.files)
@@ -196,7 +225,7 @@ def _settled(together: Sequence[_Met], key: bytes, listing: Listing) -> Sequence
     return [_met(entry, entries, sources, key) for entry in entries]
 
 
-def _without_copies(together: Sequence[_Met], listing: Listing) -> Iterator[_Met]:
+def _without_copies(together: Sequence[Met], listing: Listing) -> Iterator[Met]:
     seen: set[tuple[str, str]] = set()
     for each in together:
         if each.contents and (each.name, each.contents) in seen:
@@ -206,7 +235,7 @@ def _without_copies(together: Sequence[_Met], listing: Listing) -> Iterator[_Met
         yield each
 
 
-def _met(entry: SeriesEntry, entries: Sequence[SeriesEntry], group: Sequence[Source], key: bytes) -> _Met:
+def _met(entry: SeriesEntry, entries: Sequence[SeriesEntry], group: Sequence[Source], key: bytes) -> Met:
     sources = _sources_of(entry, entries, group)
     outcome: Found | Row | None = None
     if entry.is_usable:
@@ -214,7 +243,8 @@ def _met(entry: SeriesEntry, entries: Sequence[SeriesEntry], group: Sequence[Sou
     elif entry.refusal is not None and entry.role == "image":
         place = str(entry.paths[0])
         outcome = input_row(entry.title, entry.refusal, place=place, key=key, acquisition=entry.acquisition)
-    return _Met(entry.name, tuple((str(source.path), source.member) for source in sources), outcome)
+    files = tuple((str(source.path), source.member) for source in sources)
+    return Met(entry.acquisition.series_uid, entry.name, files, outcome)
 
 
 def _found(entry: SeriesEntry, sources: Sequence[Source]) -> Found:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from medsiam.batch.listing import Found, Listing, digest_of, list_folder
+from medsiam.batch.headers_kept import HeadersKept
+from medsiam.batch.listing import Found, Listing, always_read, digest_of, list_folder
 from medsiam.batch.remote import is_address, list_archive
 from medsiam.batch.values import BatchSettings, Case, Plan, Row
 from medsiam.batch.visits import (
@@ -42,6 +43,7 @@ def plan_archive(
     settings: BatchSettings | None = None,
     *,
     now: datetime | None = None,
+    keep: bool = False,
     progress: Progress = silent,
 ) -> Plan:
     """What an archive holds to compare, from headers alone.
@@ -49,6 +51,7 @@ def plan_archive(
     archive  a folder tree, a zip, a DICOMDIR, or the address of a DICOMweb or DIMSE archive
     out      where results go; it is not searched
     now      dates beyond it are not believed
+    keep     whether what headers say is kept in OUT, so that the next run asks only what changed
 
     Raises InputRefused where nothing is there, ArchiveRefused where an archive cannot be asked.
     """
@@ -57,7 +60,13 @@ def plan_archive(
     if is_address(str(archive)):
         listing = list_archive(str(archive), settings.pacs, key=key, progress=progress)
     else:
-        listing = list_folder(Path(archive), key=key, leave_out=Path(out), progress=progress)
+        kept = HeadersKept(out, key)
+        listing = list_folder(
+            Path(archive), key=key, leave_out=Path(out), progress=progress,
+            recall=kept.read if keep else always_read,
+        )  # fmt: skip
+        if keep:
+            kept.forget_others()
     return planned(listing, settings, now)
 
 

@@ -102,6 +102,14 @@ def inputs_of(case: Case) -> list[str]:
     return [scan.signature if scan.url else digest_of_files(_sources(scan)) for scan in case.scans]
 
 
+def entry_of(scan: Scan, key: bytes) -> SeriesEntry:
+    """The series on disk that a plan speaks of, its headers read again.
+
+    Raises its refusal, or Unreadable where it is not there any more.
+    """
+    return _entry_of(scan, _sources(scan), key)
+
+
 def _read(scan: Scan, ledger: Ledger, settings: BatchSettings, key: bytes) -> ReadScan:
     with _files_of(scan, ledger, settings) as sources:
         digest = scan.signature if scan.url else digest_of_files(sources)

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medsiam.batch.case import Clock, now_utc, run_case
+from medsiam.batch.indexing import add_compared, check_index
 from medsiam.batch.ledger import Ledger, Record
 from medsiam.batch.plan import plan_archive
 from medsiam.batch.reading import Reader
-from medsiam.batch.values import STEP_MISSING, BatchSettings, Case, Plan, Row
+from medsiam.batch.values import STEP_MISSING, BatchSettings, Case, Row
 from medsiam.batch.worklist import Worklist, finish
 from medsiam.errors import ArchiveRefused, ResourceExhausted, one_line
 
@@ -66,33 +67,51 @@ def run_batch(
     log       hears events with keys, digests and figures
     progress  hears what is being done, for somebody who watches
 
-    Raises InputRefused where the archive or OUT cannot be used, ResourceExhausted where memory or
-    disk is used up; run again, it goes on.
+    Raises InputRefused where the archive, OUT or the index cannot be used, ResourceExhausted where
+    memory or disk is used up; run again, it goes on.
     """
     settings = settings or BatchSettings()
+    if settings.add_to_index:
+        check_index(str(archive), settings)
     log("begin", {"fast": settings.fast, "device": settings.device})
-    plan = plan_archive(archive, out, settings, now=clock().replace(tzinfo=None),
+    plan = plan_archive(archive, out, settings, now=clock().replace(tzinfo=None), keep=True,
                         progress=lambda step: progress(step, None))  # fmt: skip
     # Not before: a run that is refused leaves nothing but its refusal.
     ledger = Ledger(out).open()
     ledger.sweep_all()
     log("planned", {**plan.counts, "comparisons": len(plan.comparisons)})
-    with Reader(out, settings) as reader:
+    with ledger.turn() as number, Reader(out, settings) as reader:
         run = Run(len(plan.cases), ledger, settings, reader, clock, log, progress)
-        run.take(_known_last(plan, out))
+        run.take(_known_last(from_own_start(plan.cases, number), ledger))
         run.take_late(patience_s)
     worklist = finish(plan, out, settings, rows=run.rows, clock=clock)
+    if settings.add_to_index:
+        progress("adding to the index", None)
+        log("indexed", asdict(add_compared(plan, worklist.rows, Path(out), settings)))
     log("end", {**worklist.counts, "fresh": worklist.fresh, "seconds": round(run.seconds, 3)})
     return worklist
 
 
-def _known_last(plan: Plan, out: str | Path) -> list[Case]:
+def from_own_start(cases: Sequence[Case], number: int) -> tuple[Case, ...]:
+    """The cases, begun at another patient by each run that shares them: they meet once and not at every case.
+
+    Whoever has a patient in hand has their scans in memory.
+    number  which of the runs it is: 0 begins at the first patient, 1 in the middle, 2 and 3 at the quarters
+    """
+    patients = list(dict.fromkeys(case.patient_key for case in cases))
+    # Van der Corput's sequence: the binary digits behind the point in reverse.
+    share = sum(0.5 ** (place + 1) for place in range(number.bit_length()) if number >> place & 1)
+    first = patients[int(share * len(patients))] if patients else ""
+    place = next((n for n, case in enumerate(cases) if case.patient_key == first), 0)
+    return (*cases[place:], *cases[:place])
+
+
+def _known_last(cases: Sequence[Case], ledger: Ledger) -> list[Case]:
     """The cases in order; those that used up memory or disk the last time stand behind all others."""
-    ledger = Ledger(out)
-    records = (ledger.record(case.case_id) for case in plan.cases)
+    records = (ledger.record(case.case_id) for case in cases)
     code = ResourceExhausted.code
     heavy = {record.case_id for record in records if record is not None and record.row.code == code}
-    return sorted(plan.cases, key=lambda case: case.case_id in heavy)
+    return sorted(cases, key=lambda case: case.case_id in heavy)
 
 
 @dataclass
@@ -127,6 +146,10 @@ class Run:
                 self.rows[case.case_id] = row
         self.log("known", {"done": len(self.rows), "left": len(wanted)})
         for n, case in enumerate(wanted):
+            # Where another run was, nothing is even read.
+            if (row := self.ledger.done(case, settings=self.settings)) is not None:
+                self.rows[case.case_id] = row
+                continue
             self.reader.expect(wanted[n : n + 2])
             self._take(case, wait=False)
 

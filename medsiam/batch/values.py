@@ -25,6 +25,7 @@ class BatchSettings:
     fast        a coarser noise floor in less time; each report says how much coarser
     weights     an encoder's file or name; the shipped ones where None
     index       folder of an index of cases that each report is given its neighbours from
+    add_to_index  whether the scans that were compared are added to it at the end
     all_series  compare every series that has a counterpart, not the best one of each kind
     pacs        how an archive behind an address is reached
     """
@@ -36,6 +37,7 @@ class BatchSettings:
     weights: str | None = None
     formats: tuple[str, ...] = ("json", "html", "nifti")
     index: str | None = None
+    add_to_index: bool = False
     all_series: bool = False
     pacs: PacsSettings = field(default_factory=PacsSettings)
 

@@ -131,7 +131,8 @@ def strands_of(visits: Sequence[Sequence[Found]], *, all_series: bool) -> Iterat
         left = [visit for visit in left if visit]
         if len(left) < 2:
             return
-        taken, _ = match_many(left)
+        # Most archives have one series of a kind a visit, and then there is nothing to choose.
+        taken = match_many(left)[0] if any(len(visit) > 1 for visit in left) else (0,) * len(left)
         strand = [
             Visit(visit[place], tuple(other for other in visit if other is not visit[place]))
             for visit, place in zip(left, taken, strict=True)

@@ -153,6 +153,15 @@ def results_in(folder: Path) -> dict[str, Path]:
     return found
 
 
+def source_key(key: bytes, name: str, paths: Iterable[Path]) -> str:
+    """Keyed hash of a series' name and its files' places, sizes and times: nothing to who lacks the key."""
+    files = []
+    for path in paths:
+        state = path.stat()
+        files.append(f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}")
+    return keyed_hash(key, "source", name, *sorted(set(files)))
+
+
 class _Run:
     """One run over an archive: what waits to be stored, and what became of the rest."""
 
@@ -283,12 +292,7 @@ class _Run:
         return known.sha256 in self.hints.results and not self.index.store.count("finding", stored)
 
     def _source_key(self, entry: SeriesEntry) -> str:
-        """Keyed hash of the files' places, sizes and times: it tells nothing to who lacks the key."""
-        files = []
-        for path in entry.paths:
-            state = path.stat()
-            files.append(f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}")
-        return keyed_hash(self.key, "source", entry.name, *sorted(set(files)))
+        return source_key(self.key, entry.name, entry.paths)
 
 
 def _with_words_of(earlier: Case, fresh: Case) -> Case:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def load_encoder(
         )
     encoder.network.to(device_of(device))
     return encoder
+
+
+@lru_cache(maxsize=4)
+def warm_encoder(weights: str | None, spatial_dims: int, device: str) -> Encoder:
+    """One encoder for many scans of a process, as load_encoder gives it the first time."""
+    return load_encoder(weights, spatial_dims=spatial_dims, device=device)
 
 
 def save_encoder(

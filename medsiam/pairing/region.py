@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -10,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsiam.pairing.brain_net import WEIGHTS, largest_piece, segment_brain
+from medsiam.pairing.brain_net import WEIGHTS, BrainTissue, largest_piece, segment_brain
 from medsiam.pairing.sampling import sample
 from medsiam.volume import Volume
 
@@ -21,6 +25,9 @@ BODY_HU = -300.0
 HISTOGRAM_BINS = 256
 # Bridges of up to 12 mm, at the network's 3 mm, part a brain from what is none.
 BRIDGE_VOXELS = 2
+# A visit is the current of one pair, the prior of the next and an end of its trajectory. At the
+# network's 3 mm a brain takes 5 to 18 MB; on the scan's own grid it would be gigabytes.
+MOST_KEPT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +54,7 @@ def find_region(volume: Volume, *, brain: bool = True) -> Region:
     if volume.spatial_dims == 2:
         return Region("field", _exposed(volume.array), None, "the whole exposed field is compared")
     if brain and volume.acquisition.modality in ("MR", "CT", ""):
-        head = segment_brain(volume)
+        head = _KEPT.brain_of(volume)
         if head.plausible:
             kept = head.probability * _without_bridges(head.probability[1:].sum(axis=0) > 0.5)
             field = sample(torch.from_numpy(kept), head.grid, volume.grid, np.eye(4))
@@ -56,6 +63,41 @@ def find_region(volume: Volume, *, brain: bool = True) -> Region:
             weight = tissue[1:].sum(axis=0)
             return Region("brain", weight, tissue, "a brain is seen; change is looked for inside it")
     return Region("body", _body(volume), None, "no brain is seen; change is looked for in the whole body")
+
+
+class KeptBrains:
+    """The brains found last, each under a digest of all that finding it looks at.
+
+    The digest is of the voxels themselves: a header may be shared by a scan and what was made of it.
+    """
+
+    def __init__(self, find: Callable[[Volume], BrainTissue] = segment_brain) -> None:
+        self._find = find
+        self._found: OrderedDict[str, BrainTissue] = OrderedDict()
+        self._lock = Lock()
+
+    def brain_of(self, volume: Volume) -> BrainTissue:
+        """What `find` says of a scan, asked once while the scan is among the last MOST_KEPT."""
+        name = _digest(volume)
+        with self._lock:
+            found = self._found.pop(name, None)
+        found = found or self._find(volume)
+        with self._lock:
+            self._found[name] = found
+            while len(self._found) > MOST_KEPT:
+                self._found.popitem(last=False)
+        return found
+
+
+_KEPT = KeptBrains()
+
+
+def _digest(volume: Volume) -> str:
+    told = f"{volume.acquisition.modality} {volume.array.shape} {volume.array.dtype}"
+    found = hashlib.sha256(told.encode())
+    found.update(volume.grid.world_from_index.tobytes())
+    found.update(np.ascontiguousarray(volume.array).data)
+    return found.hexdigest()
 
 
 def _without_bridges(brain: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -63,7 +63,8 @@ def birth_key(birth_date: str | None, sex: str | None, key: bytes) -> str | None
 
 def keyed_hash(key: bytes, purpose: str, *fields: str) -> str:
     """KEY_DIGITS hexadecimal digits of HMAC-SHA256; one purpose cannot meet another's."""
-    message = _FIELD_BREAK.join((purpose, *fields)).encode()
+    # Names of files may hold bytes that are no text.
+    message = _FIELD_BREAK.join((purpose, *fields)).encode("utf-8", "surrogateescape")
     return hmac.new(key, message, hashlib.sha256).hexdigest()[:KEY_DIGITS]
 
 

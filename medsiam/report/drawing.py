@@ -85,9 +85,15 @@ def enlarged(values: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
 
 def amber(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Grey values as faintly amber RGB."""
-    share = np.array([1.0, 0.5 + AMBER_BLUE_SHARE / 2, AMBER_BLUE_SHARE])
-    coloured: NDArray[np.uint8] = np.rint(grey[..., None] * share).astype(np.uint8)
+    coloured: NDArray[np.uint8] = _ambers()[grey]
     return coloured
+
+
+@cache
+def _ambers() -> NDArray[np.uint8]:
+    """The RGB (256, 3) of each grey value."""
+    share = np.array([1.0, 0.5 + AMBER_BLUE_SHARE / 2, AMBER_BLUE_SHARE])
+    return np.rint(np.arange(256)[:, None] * share).astype(np.uint8)
 
 
 def hatched(grey: NDArray[np.uint8], outside: Array) -> NDArray[np.uint8]:

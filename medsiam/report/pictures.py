@@ -178,13 +178,13 @@ def checkerboard_pictures(scene: Scene) -> tuple[Picture, ...]:
     square = CHECKER_SQUARE_MM * px_per_mm
     if scene.view.plane == "projection":
         square = size[0] / CHECKERS_ACROSS_PROJECTION
-    rows, columns = np.indices((size[1], size[0]))
-    from_prior = ((rows // square + columns // square) % 2 == 0)[..., None]
+    rows, columns = (np.arange(side) // square for side in size[::-1])
+    from_prior = ((rows[:, None] + columns) % 2 == 0)[..., None]
     tiles = []
     for k in chosen:
         prior = drawing.amber(np.asarray(drawing.enlarged(scene.prior(k, scene.box), size)))
         current = np.asarray(drawing.enlarged(scene.current(k, scene.box), size))[..., None]
-        tile = Image.fromarray(np.where(from_prior, prior, current).astype(np.uint8))
+        tile = Image.fromarray(np.where(from_prior, prior, current))
         _name_slice(scene, tile, k)
         tiles.append(drawing.as_picture(tile, f"Checkerboard of prior and current{_in_slice(scene, k)}"))
     return tuple(tiles)
