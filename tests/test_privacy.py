@@ -54,7 +54,7 @@ SECRETS = (
 # Where people keep scans: folders and files are named by the patient.
 HOME = f"Zyxwolska, Quetzalia {NUMBER}"
 QUICK = ("--device", "cpu", "--fast")
-STUDY = f"1.2.826.{sum(map(ord, 'visits'))}."
+STUDY = f"1.2.826.{int.from_bytes(b'visits')}."
 UNREADABLE = (
     f"loose/{NAME}.nii.gz", f"loose/{NAME}.png", f"packed/{HOME}.zip", "packed/outside.zip", "broken",
     f"{HOME}.nothing",

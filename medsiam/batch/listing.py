@@ -248,7 +248,9 @@ def _met(entry: SeriesEntry, entries: Sequence[SeriesEntry], group: Sequence[Sou
 
 
 def _found(entry: SeriesEntry, sources: Sequence[Source]) -> Found:
-    told = entry.acquisition
+    # Planning has no use for the station, whose name may be a person's, and what is planned is kept.
+    protocol = {name: value for name, value in entry.acquisition.protocol.items() if name != "station"}
+    told = replace(entry.acquisition, protocol=protocol)
     scan = Scan(
         name=entry.name,
         files=tuple((str(source.path), source.member) for source in sources),
