@@ -80,8 +80,11 @@ def _shared(count: int, work: int, do: Callable[[int, int], None]) -> None:
         do(0, count)
         return
     ends = [count * n // threads for n in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(do, ends[:-1], ends[1:]))
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(do, ends[:-1], ends[1:]))
+    except RuntimeError:  # no more threads are to be had
+        do(0, count)
 
 
 @compiled
