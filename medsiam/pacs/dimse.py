@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ ADDRESS = re.compile(
 )
 
 SUCCESS, PENDING = 0x0000, (0xFF00, 0xFF01)
+# Seconds within which an archive that listens takes a connection.
+PROBE_S = 5.0
 # Warnings of C-STORE: the object was taken.
 TAKEN = frozenset({SUCCESS, 0xB000, 0xB006, 0xB007})
 
@@ -177,6 +180,11 @@ class Dimse:
             if association.is_established:
                 association.release()
 
+    def _listens(self) -> bool:
+        with suppress(OSError), socket.create_connection((self._host, self._port), PROBE_S):
+            return True
+        return False
+
     def _why_not(self, association: Association) -> str:
         where = f"{self._aet} at {self._host}:{self._port}"
         if association.is_rejected:
@@ -188,6 +196,9 @@ class Dimse:
             )
         if association.is_aborted and association.acceptor.primitive is not None:
             return f"{where} accepts no service that was asked for, or ended the talk; look into its log"
+        if not self._tls and self._listens():
+            # It may close the line before its refusal was read.
+            return f"{where} ended the talk without a reason; check both AE titles, and look into its log"
         trust = ", and its certificate one of archive.ca_file" if self._tls else ""
         return f"{where} cannot be reached; is the archive running, and the port right{trust}?"
 
