@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pair import SIMPLEITK_RIGID
 
 from medsiam.bench.ms_pairs import MsPair, ms_pairs
 from medsiam.bench.scores import Score, Scores
@@ -69,21 +70,11 @@ scans = [_scan(volume, region, torch.device("cpu")) for volume, region in zip(vo
 told(register(*scans, RegistrationSettings()).prior_from_current, began, before)
 """
 
-_SIMPLEITK = """
+_SIMPLEITK = f"""
 import SimpleITK as sitk
 fixed, moving = (sitk.ReadImage(path, sitk.sitkFloat32) for path in (current, prior))
 began = used()
-method = sitk.ImageRegistrationMethod()
-method.SetMetricAsMattesMutualInformation(50)
-method.SetMetricSamplingStrategy(method.RANDOM)
-method.SetMetricSamplingPercentage(0.05, 1)
-method.SetInterpolator(sitk.sitkLinear)
-method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
-method.SetOptimizerScalesFromPhysicalShift()
-method.SetShrinkFactorsPerLevel([4, 2, 1])
-method.SetSmoothingSigmasPerLevel([2, 1, 0])
-method.SetInitialTransform(sitk.CenteredTransformInitializer(
-    fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS))
+{SIMPLEITK_RIGID}
 found = sitk.Euler3DTransform(sitk.CompositeTransform(method.Execute(fixed, moving)).GetNthTransform(0))
 told(affine(found.GetMatrix(), found.GetCenter(), found.GetTranslation()), began)
 """

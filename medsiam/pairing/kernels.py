@@ -1,4 +1,4 @@
-"""The two loops that most of a comparison's time goes into, compiled: affine resampling and narrow blurs.
+"""The loops that most of a comparison's time goes into, compiled: resampling, narrow blurs, curves.
 
 Torch samples one field on one core only, by way of a list of all points, and blurs by
 products far wider than a narrow Gaussian. Arrays here are C-contiguous float32 on the CPU.

@@ -12,7 +12,7 @@ from medsiam.pairing.motion import half_of
 from medsiam.pairing.region import Region, find_region
 from medsiam.pairing.registration import RegistrationSettings, Scan, register
 from medsiam.pairing.sampling import coverage, covering, cropped, isotropic, sample
-from medsiam.pairing.slicing import slice_gap, slicings_of
+from medsiam.pairing.slicing import less_gap, slice_gap, slicings_of
 from medsiam.pairing.values import Comparability, Pair, Registration
 from medsiam.volume import Grid, Matrix, Volume
 
@@ -100,7 +100,7 @@ def bring_together(
     gap = None
     if not grid.is_flat:
         gap = slice_gap(fields[0], fields[1], slicings_of((prior, current), motions, grid))
-        fields = [fields[0] + 0.5 * gap, fields[1] - 0.5 * gap]
+        fields = list(less_gap(fields[0], fields[1], gap))
     kinds = [
         sample(torch.tensor(r.tissue, device=device), v.grid, grid, m)
         for v, r, m in zip((prior, current), regions, motions, strict=True)

@@ -85,7 +85,11 @@ def slice_gap(prior: Field, current: Field, slicings: tuple[Slicing, Slicing]) -
 
 def with_like_slices(prior: Field, current: Field, slicings: tuple[Slicing, Slicing]) -> tuple[Field, Field]:
     """Both fields less half of the gap, as slices midway between both scans' would show them."""
-    gap = slice_gap(prior, current, slicings)
+    return less_gap(prior, current, slice_gap(prior, current, slicings))
+
+
+def less_gap(prior: Field, current: Field, gap: Field) -> tuple[Field, Field]:
+    """Both fields, each taken half of the gap towards the other."""
     return prior + 0.5 * gap, current - 0.5 * gap
 
 
