@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from medsiam import __version__
-from medsiam.change.brain_volume import measure_brain_volume_change
 from medsiam.change.comparison import Comparison, EmbeddingDistance, Provenance
 from medsiam.change.dense import dense_weights_sha256
 from medsiam.change.measure import MeasuredChange, measure_change
@@ -25,7 +24,7 @@ from medsiam.errors import InputRefused, ResourceExhausted, named
 from medsiam.pairing.body_parts import regions_of
 from medsiam.pairing.comparability import check_comparable, judge, unknown_notes
 from medsiam.pairing.identity_check import check_identity
-from medsiam.pairing.pair_up import find_regions, pair_up
+from medsiam.pairing.pair_up import PairSettings, find_regions, pair_up
 from medsiam.pairing.radiograph_pair import pair_up_radiographs
 from medsiam.pairing.region import Region, brain_weights_sha256
 from medsiam.pairing.registration import pose_sentence
@@ -118,7 +117,7 @@ def compare(
     check_comparable(comparability)
     if prior.spatial_dims == current.spatial_dims == 2:
         progress("registering")
-        radiograph = pair_up_radiographs(prior, current, comparability, settings.pairing, chosen)
+        radiograph = pair_up_radiographs(prior, current, comparability, settings.pairing(), chosen)
         pair, brain = radiograph.pair, None
         clock.ends("pair")
         progress("measuring change")
@@ -126,16 +125,16 @@ def compare(
     else:
         progress("registering")
         regions = find_regions(prior, current)
-        pair = pair_up(prior, current, comparability, settings.pairing, chosen, regions=regions)
+        pairing = settings.pairing(fast=fast)
+        pair = pair_up(prior, current, comparability, pairing, chosen, regions=regions)
         clock.ends("pair")
-        reverse = functools.partial(_reversed, pair, settings, chosen, regions)
+        reverse = functools.partial(_reversed, pair, pairing, chosen, regions)
         change = None
         if pair.registration.quality != "failed":
             steps = settings.change(fast=fast)
             change = measure_change(pair, reverse, steps, seed=seed, device=chosen, told=progress)
         judged = judge_change(pair, change, settings.findings)
-        progress("measuring brain volume")
-        brain = measure_brain_volume_change(pair, settings.brain_volume, seed=seed, device=chosen)
+        brain = None if change is None else change.brain_volume
     clock.ends("change")
     progress("embedding")
     encoder, embedding, encoder_notes = _embedded(pair, weights, chosen)
@@ -148,6 +147,7 @@ def compare(
         *unknown_notes(prior.acquisition, current.acquisition),
         *pair.notes,
         pose_sentence(pair.registration),
+        *((_voxels_sentence(pair),) if fast and pair.prior.spatial_dims == 3 else ()),
         *((judged.reason,) if judged.reason else ()),
         *((told.note,) if told is not None and told.note else ()),
         *encoder_notes,
@@ -265,12 +265,12 @@ def _weights_of(pair: Pair) -> dict[str, str]:
 
 
 def _reversed(
-    pair: Pair, settings: CompareSettings, device: torch.device, regions: tuple[Region, Region]
+    pair: Pair, settings: PairSettings, device: torch.device, regions: tuple[Region, Region]
 ) -> Pair:
     """The pair made anew with prior and current exchanged."""
     prior, current = pair.current, pair.prior
     comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
-    return pair_up(prior, current, comparability, settings.pairing, device, regions=(regions[1], regions[0]))
+    return pair_up(prior, current, comparability, settings, device, regions=(regions[1], regions[0]))
 
 
 def _summary(judged: Judged, comparability: Comparability) -> str:
@@ -286,6 +286,11 @@ def _summary(judged: Judged, comparability: Comparability) -> str:
     ]
     places = "finding" if len(kinds) == 1 else "findings"
     return f"{len(kinds)} {places} beyond the noise of this pair: {', '.join(counts)}{changed}."
+
+
+def _voxels_sentence(pair: Pair) -> str:
+    """What the fast mode looks through."""
+    return f"fast mode: change was measured in voxels of {pair.grid.spacing_mm[-1]:.2g} mm"
 
 
 def _unseen(change: MeasuredChange | None) -> str:

@@ -27,7 +27,7 @@ from medsiam.change.measure import ChangeSettings
 from medsiam.change.noise_floor import NoiseFloorSettings, StepSettings
 from medsiam.errors import ConfigRefused
 from medsiam.pairing.intensity import IntensitySettings
-from medsiam.pairing.pair_up import PairSettings
+from medsiam.pairing.pair_up import HalfwaySettings, PairSettings
 from medsiam.pairing.registration import RegistrationSettings
 
 T = TypeVar("T")
@@ -51,22 +51,28 @@ class CompareSettings:
     """Everything a comparison can be told, one section per module; the keys of configs/compare.yaml."""
 
     registration: RegistrationSettings = dataclasses.field(default_factory=RegistrationSettings)
+    halfway: HalfwaySettings = dataclasses.field(default_factory=HalfwaySettings)
     intensity: IntensitySettings = dataclasses.field(default_factory=IntensitySettings)
     difference: DifferenceSettings = dataclasses.field(default_factory=DifferenceSettings)
     findings: FindingSettings = dataclasses.field(default_factory=FindingSettings)
     noise_floor: NoiseFloorSettings = dataclasses.field(default_factory=NoiseFloorSettings)
     brain_volume: BrainVolumeSettings = dataclasses.field(default_factory=BrainVolumeSettings)
 
-    @property
-    def pairing(self) -> PairSettings:
+    def pairing(self, *, fast: bool = False) -> PairSettings:
         """What bringing two scans together needs of them."""
-        return PairSettings(self.registration, self.intensity)
+        finest_mm = self.halfway.fast_finest_mm if fast else self.halfway.finest_mm
+        return PairSettings(self.registration, self.intensity, finest_mm)
 
     def change(self, *, fast: bool = False) -> ChangeSettings:
         """What measuring a pair's change needs of them."""
-        return ChangeSettings(
-            StepSettings(self.intensity, self.difference, self.findings), self.noise_floor, fast
-        )
+        findings = self.findings
+        if fast:
+            # The fewer voxels a place has, the more of its mean contrast is chance: with this, what
+            # nothing but chance made in scans of one day lies as far below the bars as by default.
+            coarser = max(1.0, self.halfway.fast_finest_mm / self.halfway.finest_mm)
+            findings = findings.with_contrasts_times(coarser ** (1.0 / 3.0))
+        steps = StepSettings(self.intensity, self.difference, findings)
+        return ChangeSettings(steps, self.noise_floor, self.brain_volume, fast)
 
 
 def load_settings(path: str | Path | None, kind: type[T]) -> T:

@@ -10,7 +10,9 @@ import pytest
 
 from medsiam.change.comparison import Comparison
 from medsiam.compare import compare as compare_fully
+from medsiam.config import CompareSettings
 from medsiam.errors import NotComparable
+from medsiam.pairing.pair_up import HalfwaySettings
 from medsiam.phantom import Lesion, Scan, flair_acquisition, head_phantom, position
 from medsiam.volume import Volume, transform
 from tests.phantoms import radiograph
@@ -138,6 +140,16 @@ def test_a_result_carries_its_noise_floor_and_both_certificates(progressed):
     assert progressed.change.order_reversal_error == reversal.error < 1e-3
     assert reversal.dice > 0.95
     assert erased.all_erased < 0.2 * erased.magnitude
+
+
+def test_the_fast_mode_says_in_what_voxels_it_looked(before, after, progressed):
+    """They are the settings' coarser ones; by default nothing is said."""
+    coarse = CompareSettings(halfway=HalfwaySettings(fast_finest_mm=4.0))
+    told = compare(before, after, coarse)
+    assert "fast mode: change was measured in voxels of 4 mm" in told.notes
+    assert "fast mode: change was measured in voxels of 2 mm" in progressed.notes
+    assert CompareSettings().pairing().finest_mm == 1.0
+    assert CompareSettings().pairing(fast=True).finest_mm == 1.4
 
 
 def test_arrays_of_a_result_lie_on_the_current_grid(progressed):

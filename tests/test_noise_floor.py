@@ -39,7 +39,7 @@ def visit(lesions=(), *, seed, turn=(0.0, 0.0, 0.0)):
 
 def paired(prior, current) -> Pair:
     told = judge(prior.acquisition, current.acquisition, (4.0, 2.0, 2.0), (4.0, 2.0, 2.0))
-    return pair_up(prior, current, told, SETTINGS.pairing, CPU)
+    return pair_up(prior, current, told, SETTINGS.pairing(), CPU)
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_one_person_on_one_day_supine_and_prone_is_stable():
 
 def registered(prior: Volume, current: Volume) -> Matrix:
     """Where the registration alone puts the prior, prior_from_current in LPS mm."""
-    settings = CompareSettings().pairing.registration
+    settings = CompareSettings().pairing().registration
     scans = [
         Scan(torch.tensor(volume.array), torch.tensor(region.weight), volume.grid)
         for volume, region in zip((prior, current), find_regions(prior, current), strict=True)

@@ -170,7 +170,7 @@ def compared(prior: Volume, current: Volume) -> tuple[RadiographPair, Radiograph
     """The chain for radiographs at its default settings."""
     spacings = [tuple(float(x) for x in volume.grid.spacing_mm) for volume in (prior, current)]
     comparability = judge(prior.acquisition, current.acquisition, spacings[0], spacings[1])  # type: ignore[arg-type]
-    settings = CompareSettings().pairing
+    settings = CompareSettings().pairing()
     radiograph = pair_up_radiographs(prior, current, comparability, settings, torch.device("cpu"))
     return radiograph, measure_radiograph_change(radiograph)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,6 +66,11 @@ class FindingSettings:
     scales_mm: tuple[float, ...] = (1.0, 2.0)
     reach_mm: float = 6.0
     absent_share: float = 0.15
+
+    def with_contrasts_times(self, factor: float) -> FindingSettings:
+        """The same but for the least contrasts, which are multiplied."""
+        names = ("least_contrast", "least_contrast_bright", "least_deviations")
+        return replace(self, **{name: getattr(self, name) * factor for name in names})
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """Everything that is measured between a Pair and its verdict, in one place.
 
-difference -> candidates -> noise floor -> findings -> erase test, order reversal
+difference -> candidates -> noise floor -> findings -> erase test, order reversal, brain volume
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsiam.change.brain_volume import (
+    BrainVolumeChange,
+    BrainVolumeSettings,
+    measure_brain_volume_change,
+)
 from medsiam.change.certificate import Measured, erase_test, measured, order_reversal, reversal_doubt
 from medsiam.change.comparison import EraseTest, NoiseFloor, OrderReversal
 from medsiam.change.dense import agreement, dense_change, why_no_dense
@@ -23,6 +28,7 @@ from medsiam.change.noise_floor import (
     StepSettings,
     measure_noise_floor,
 )
+from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.values import Pair
 
 # Findings that are erased one by one: each costs as much as a measurement.
@@ -35,6 +41,7 @@ class ChangeSettings:
 
     steps: StepSettings
     floor: NoiseFloorSettings
+    brain_volume: BrainVolumeSettings = field(default_factory=BrainVolumeSettings)
     fast: bool = False
 
 
@@ -44,6 +51,7 @@ class MeasuredChange:
 
     shown  (K, J, I) float32 on the halfway grid: the evidence as the map shows it, which is
            the difference's alone or weighted by the dense head
+    brain_volume  None where the pair shows no brain in MR
     doubt  why the result should not be believed, "" where it may
     note   why the dense head was not asked, "" where it was
     """
@@ -53,6 +61,7 @@ class MeasuredChange:
     floor: NoiseFloor
     order_reversal: OrderReversal
     erase_test: EraseTest
+    brain_volume: BrainVolumeChange | None
     doubt: str
     note: str
 
@@ -66,7 +75,7 @@ def measure_change(
     device: torch.device,
     told: Callable[[str], None],
 ) -> MeasuredChange:
-    """The change of a pair with its noise floor and certificates.
+    """The change of a pair with its noise floor, its certificates and its brain's volume.
 
     reversed_pair  makes the pair anew with prior and current exchanged
     told           hears what is being done
@@ -85,15 +94,19 @@ def measure_change(
     )
     found = find_changes(pair, floor.candidates, floor.rate, steps.findings)
     forward = Measured(pair, difference, found)
-    told("comparing from current to prior")
-    backward = measured(reversed_pair(), floor.rate, steps, device)
-    reversal = order_reversal(forward, backward, steps.findings.threshold)
-    told("erasing what was found")
+    told("comparing from current to prior, erasing what was found, measuring brain volume")
     most = MOST_ERASED_FAST if settings.fast else MOST_ERASED
-    erased = erase_test(forward, floor.rate, steps, device, most=most)
+    with side_by_side(2) as pool:
+        backward = pool.submit(lambda: measured(reversed_pair(), floor.rate, steps, device))
+        volume = pool.submit(
+            measure_brain_volume_change, pair, settings.brain_volume, seed=seed, device=device
+        )
+        erasing = pool.submit(erase_test, forward, floor.rate, steps, device, most=most)
+        reversal = order_reversal(forward, backward.result(), steps.findings.threshold)
+        erased, brain_volume = erasing.result(), volume.result()
     shown, note = _shown(forward, device, fast=settings.fast)
     doubt = reversal_doubt(reversal) or ("" if found.findings else _blind(floor))
-    return MeasuredChange(forward, shown, floor.told, reversal, erased, doubt, note)
+    return MeasuredChange(forward, shown, floor.told, reversal, erased, brain_volume, doubt, note)
 
 
 def _shown(told: Measured, device: torch.device, *, fast: bool) -> tuple[NDArray[np.float32], str]:

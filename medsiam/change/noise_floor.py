@@ -9,7 +9,6 @@ Everything hangs on the seed and on the scans, on neither as prior or current.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from medsiam.change.injection import THIRDS, InjectionSettings, injected, met, v
 from medsiam.change.noise_rate import NoiseRate
 from medsiam.change.rescan import Base, Rescanner, measured_gap, own_noise
 from medsiam.pairing.intensity import IntensitySettings, equalise
+from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.values import Pair
 
 
@@ -97,7 +97,7 @@ def measure_noise_floor(
 
     strengths: list[tuple[float, ...]] = []
     looked: list[_Looked] = []
-    with ThreadPoolExecutor(min(MOST_AT_ONCE, torch.get_num_threads())) as pool:
+    with side_by_side(MOST_AT_ONCE) as pool:
         for n, (found, look) in enumerate(pool.map(rescan, range(settings.rescans)), start=1):
             strengths.append(found)
             looked += [] if look is None else [look]

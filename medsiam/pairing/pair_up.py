@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ from medsiam.pairing.motion import half_of
 from medsiam.pairing.region import Region, find_region
 from medsiam.pairing.registration import RegistrationSettings, Scan, register
 from medsiam.pairing.sampling import coverage, covering, cropped, isotropic, sample
+from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.slicing import less_gap, slice_gap, slicings_of
 from medsiam.pairing.values import Comparability, Pair, Registration
 from medsiam.volume import Grid, Matrix, Volume
 
-# The halfway grid's finest spacing: change smaller than this is not claimed.
-FINEST_MM = 1.0
-# and its largest size in voxels, which bounds time and memory.
+# The halfway grid's largest size in voxels, which bounds time and memory.
 MOST_VOXELS = 8_000_000
 # A radiograph's halfway grid has about this many pixels along its longer side.
 RADIOGRAPH_PIXELS = 768
@@ -29,11 +28,27 @@ TISSUE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
+class HalfwaySettings:
+    """How fine the space between two scans is at most: change smaller than a voxel is not claimed.
+
+    finest_mm, fast_finest_mm  spacing, by default and in the fast mode, whose bars of contrast are
+                               higher by the third root of their ratio
+    """
+
+    finest_mm: float = field(default=1.0, metadata={"range": (0.5, 8.0)})
+    fast_finest_mm: float = field(default=1.4, metadata={"range": (0.5, 8.0)})
+
+
+@dataclass(frozen=True)
 class PairSettings:
-    """How two scans are brought together."""
+    """How two scans are brought together.
+
+    finest_mm  the halfway space's spacing, where neither the scans nor their size make it coarser
+    """
 
     registration: RegistrationSettings
     intensity: IntensitySettings
+    finest_mm: float = HalfwaySettings.finest_mm
 
 
 def pair_up(
@@ -52,12 +67,14 @@ def pair_up(
     regions = regions or find_regions(prior, current)
     scans = [_scan(v, r, device) for v, r in zip((prior, current), regions, strict=True)]
     registration = register(scans[0], scans[1], settings.registration)
-    return bring_together(prior, current, regions, registration, comparability, settings.intensity, device)
+    return bring_together(prior, current, regions, registration, comparability, settings, device)
 
 
 def find_regions(prior: Volume, current: Volume) -> tuple[Region, Region]:
     """Where change is looked for in both: the brain where both show one."""
-    regions = find_region(prior), find_region(current)
+    with side_by_side(2) as pool:
+        first, second = pool.map(find_region, (prior, current))
+    regions = first, second
     if {regions[0].kind, regions[1].kind} == {"brain", "body"}:
         return find_region(prior, brain=False), find_region(current, brain=False)
     return regions
@@ -75,13 +92,13 @@ def bring_together(
     regions: tuple[Region, Region],
     registration: Registration,
     comparability: Comparability,
-    settings: IntensitySettings,
+    settings: PairSettings,
     device: torch.device,
 ) -> Pair:
     """The pair for a given registration."""
     half = half_of(registration.prior_from_current)
     motions = half, np.linalg.inv(half)
-    grid = _halfway_grid((prior, current), regions, motions)
+    grid = _halfway_grid((prior, current), regions, motions, settings.finest_mm)
     weights = [
         sample(torch.tensor(r.weight, device=device), v.grid, grid, m) * coverage(v.grid, grid, m, device)
         for v, r, m in zip((prior, current), regions, motions, strict=True)
@@ -96,15 +113,15 @@ def bring_together(
     spacing_mm = float(grid.spacing_mm[-1])
     if tissue.any():
         signed = prior.acquisition.modality == "CT"
-        fields = list(equalise(fields[0], fields[1], tissue, spacing_mm, settings, signed=signed))
+        fields = list(equalise(fields[0], fields[1], tissue, spacing_mm, settings.intensity, signed=signed))
     gap = None
     if not grid.is_flat:
         gap = slice_gap(fields[0], fields[1], slicings_of((prior, current), motions, grid))
         fields = list(less_gap(fields[0], fields[1], gap))
     kinds = [
-        sample(torch.tensor(r.tissue, device=device), v.grid, grid, m)
-        for v, r, m in zip((prior, current), regions, motions, strict=True)
-        if r.tissue is not None
+        found
+        for region, motion in zip(regions, motions, strict=True)
+        if (found := region.tissue_on(grid, motion)) is not None
     ]
     return Pair(
         prior=prior,
@@ -125,7 +142,10 @@ def bring_together(
 
 
 def _halfway_grid(
-    volumes: tuple[Volume, Volume], regions: tuple[Region, Region], motions: tuple[Matrix, Matrix]
+    volumes: tuple[Volume, Volume],
+    regions: tuple[Region, Region],
+    motions: tuple[Matrix, Matrix],
+    finest_mm: float,
 ) -> Grid:
     """The grid around what both scans may see of the region, as fine as the bounds allow."""
     boxes = []
@@ -139,5 +159,5 @@ def _halfway_grid(
     coarse = covering(boxes, (8.0, 8.0, 8.0))
     millilitres = np.prod(coarse.shape) * coarse.voxel_ml
     finest = min(float(volume.grid.spacing_mm.min()) for volume in volumes)
-    spacing = max(FINEST_MM, finest, float((millilitres * 1000.0 / MOST_VOXELS) ** (1.0 / 3.0)))
+    spacing = max(finest_mm, finest, float((millilitres * 1000.0 / MOST_VOXELS) ** (1.0 / 3.0)))
     return covering(boxes, (spacing,) * 3)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsiam.pairing.brain_net import WEIGHTS, BrainTissue, largest_piece, segment_brain
-from medsiam.pairing.sampling import sample
-from medsiam.volume import Volume
+from medsiam.pairing.sampling import Field, sample
+from medsiam.volume import Grid, Matrix, Volume
 
 RegionKind = Literal["brain", "body", "field"]
 # Denser than fat, so that clothes and couch foam stay out and lungs are filled in later.
@@ -35,15 +35,25 @@ class Region:
     """Where change is looked for in one scan, and what the choice was.
 
     weight  (K, J, I) float32 0..1 on the scan's grid
-    tissue  (5, K, J, I) float32 probabilities (outside, fluid, grey, white, hind brain)
-            on the scan's grid for a brain, else None
     note    the choice in a plain sentence
+    tissue  (5, k, j, i) float32 probabilities (outside, fluid, grey, white, hind brain) of a
+            brain on the network's grid, tissue_grid: on the scan's own they would be gigabytes
     """
 
     kind: RegionKind
     weight: NDArray[np.float32]
-    tissue: NDArray[np.float32] | None
     note: str
+    tissue: NDArray[np.float32] | None = None
+    tissue_grid: Grid | None = None
+
+    def tissue_on(self, target: Grid, own_from_target: Matrix) -> Field | None:
+        """The tissues' probabilities (5, *target.shape); None where no brain was found.
+
+        own_from_target  4 x 4 LPS mm, from the target's world to the scan's
+        """
+        if self.tissue is None or self.tissue_grid is None:
+            return None
+        return sample(torch.from_numpy(self.tissue), self.tissue_grid, target, own_from_target)
 
 
 def find_region(volume: Volume, *, brain: bool = True) -> Region:
@@ -52,17 +62,17 @@ def find_region(volume: Volume, *, brain: bool = True) -> Region:
     brain  whether a brain is looked for
     """
     if volume.spatial_dims == 2:
-        return Region("field", _exposed(volume.array), None, "the whole exposed field is compared")
+        return Region("field", _exposed(volume.array), "the whole exposed field is compared")
     if brain and volume.acquisition.modality in ("MR", "CT", ""):
         head = _KEPT.brain_of(volume)
         if head.plausible:
             kept = head.probability * _without_bridges(head.probability[1:].sum(axis=0) > 0.5)
-            field = sample(torch.from_numpy(kept), head.grid, volume.grid, np.eye(4))
-            tissue = field.numpy()
             # Outside the network's box the first class, "outside", is meant.
-            weight = tissue[1:].sum(axis=0)
-            return Region("brain", weight, tissue, "a brain is seen; change is looked for inside it")
-    return Region("body", _body(volume), None, "no brain is seen; change is looked for in the whole body")
+            brain_share = torch.from_numpy(kept[1:].sum(axis=0))
+            weight = sample(brain_share, head.grid, volume.grid, np.eye(4)).numpy()
+            told = "a brain is seen; change is looked for inside it"
+            return Region("brain", weight, told, kept, head.grid)
+    return Region("body", _body(volume), "no brain is seen; change is looked for in the whole body")
 
 
 class KeptBrains:

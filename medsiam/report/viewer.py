@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +116,17 @@ def _within_budget(scene: Scene, budget_bytes: int) -> tuple[_Frame, dict[str, s
     spacing = _finest_spacing(scene)
     while True:
         frame = _frame(scene, spacing)
-        files = {
-            "prior": _grey(scene, frame, scene.comparison.prior_on_current, scene.prior_window),
-            "current": _grey(scene, frame, scene.comparison.current.array, scene.current_window),
-            "change": _change(scene, frame),
-        }
+        with ThreadPoolExecutor(3) as pool:
+            packed = {
+                "prior": pool.submit(
+                    _grey, scene, frame, scene.comparison.prior_on_current, scene.prior_window
+                ),
+                "current": pool.submit(
+                    _grey, scene, frame, scene.comparison.current.array, scene.current_window
+                ),
+                "change": pool.submit(_change, scene, frame),
+            }
+            files = {name: each.result() for name, each in packed.items()}
         weight = sum(map(len, files.values()))
         if weight <= budget_bytes:
             return frame, {name: base64.b64encode(data).decode("ascii") for name, data in files.items()}

@@ -175,13 +175,13 @@ def _found_tissue(source: Source) -> torch.Tensor:
     matrix = np.eye(4)
     matrix[:3, :3] = np.fliplr(np.eye(3)) * source.spacing_mm
     volume = Volume(source.image.float().numpy(), Grid((shape[0], shape[1], shape[2]), matrix))
-    found = find_region(volume).tissue
+    found = find_region(volume).tissue_on(volume.grid, np.eye(4))
     if found is None:
         content = source.image.float() > float(source.image.float().mean())
         return torch.where(content, NUMBER["white"], NUMBER["air"]).to(torch.uint8)
     table = torch.tensor([NUMBER[name] for name in FOUND], dtype=torch.uint8)
     # Beyond the brain finder's box every probability is 0, and the first one stands.
-    tissue = table[torch.from_numpy(found.argmax(axis=0))]
+    tissue = table[found.argmax(dim=0)]
     outside = (tissue == NUMBER["soft"]) & (source.image < AIR)
     return tissue.masked_fill_(outside, NUMBER["air"])
 
