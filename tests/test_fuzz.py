@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -164,6 +164,7 @@ def test_a_damaged_picture_is_survived(home, ending, edits):
 
 
 @given(edits=EDITS)
+@example(edits=[("put", 0.995, b"\x00")])
 @budget(40)
 def test_a_damaged_zip_is_refused_or_true(home, classic_folder, edits):
     """Each member has a checksum."""

@@ -204,7 +204,7 @@ def members(path: Path) -> tuple[Source, ...]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
+            infos = [info for info in archive.infolist() if not _named_folder(info)]
         _check_archive(infos)
         for info in infos:
             _check_member(info)
@@ -214,6 +214,13 @@ def members(path: Path) -> tuple[Source, ...]:
         raise named(Unreadable("the zip archive is damaged; pack it again"), repr(path.name)) from error
     visible = [info for info in infos if not _is_hidden(info.filename)]
     return tuple(sorted(Source(path, info.filename, info.file_size) for info in visible))
+
+
+def _named_folder(info: zipfile.ZipInfo) -> bool:
+    """Whether a member is a folder. Raises zipfile.BadZipFile where it has no name."""
+    if not info.filename:
+        raise zipfile.BadZipFile("a member has no name")
+    return info.is_dir()
 
 
 def _check_archive(infos: list[zipfile.ZipInfo]) -> None:
