@@ -65,13 +65,7 @@ class CompareSettings:
 
     def change(self, *, fast: bool = False) -> ChangeSettings:
         """What measuring a pair's change needs of them."""
-        findings = self.findings
-        if fast:
-            # The fewer voxels a place has, the more of its mean contrast is chance: with this, what
-            # nothing but chance made in scans of one day lies as far below the bars as by default.
-            coarser = max(1.0, self.halfway.fast_finest_mm / self.halfway.finest_mm)
-            findings = findings.with_contrasts_times(coarser ** (1.0 / 3.0))
-        steps = StepSettings(self.intensity, self.difference, findings)
+        steps = StepSettings(self.intensity, self.difference, self.findings)
         return ChangeSettings(steps, self.noise_floor, self.brain_volume, fast)
 
 

@@ -31,8 +31,8 @@ TISSUE_SHARE = 0.5
 class HalfwaySettings:
     """How fine the space between two scans is at most: change smaller than a voxel is not claimed.
 
-    finest_mm, fast_finest_mm  spacing, by default and in the fast mode, whose bars of contrast are
-                               higher by the third root of their ratio
+    finest_mm, fast_finest_mm  spacing, by default and in the fast mode; bars of contrast rise by the
+                               third root of what is coarser than 1 mm and than the scans
     """
 
     finest_mm: float = field(default=1.0, metadata={"range": (0.5, 8.0)})
