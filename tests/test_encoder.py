@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,8 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import medsiam
 from medsiam.encoding import weights as weights_module
-from medsiam.encoding.encoder import RADIOGRAPH, Encoder, EncoderSettings, TwinEncoder
+from medsiam.encoding.encoder import (
+    FARTHEST_VOLUME,
+    RADIOGRAPH,
+    TISSUES,
+    VOLUME_DEVIATIONS,
+    Encoder,
+    EncoderSettings,
+    TwinEncoder,
+    volume_scores,
+)
 from medsiam.encoding.preparation import CT_HU, PreparationSettings, normalised, prepare
+from medsiam.encoding.record import settings_from
 from medsiam.encoding.weights import KEY, Shipped, load_encoder, save_encoder
 from medsiam.errors import ConfigRefused, Unreadable, WeightsRefused
 from medsiam.volume import Volume
@@ -23,6 +33,7 @@ from tests.phantoms import ball, box_grid, position, radiograph, small_head
 SMALL = EncoderSettings(
     channels=(8, 16, 24), embedding_size=12, preparation=PreparationSettings(size_voxels=24, spacing_mm=9.0)
 )
+WITH_TISSUES = replace(SMALL, shares=(0.25, 0.75), tissues=True)
 SMALL_FLAT = replace(SMALL, spatial_dims=2, preparation=PreparationSettings(size_voxels=64))
 
 
@@ -117,6 +128,73 @@ def test_the_gradient_reaches_the_weights():
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in network.parameters())
 
 
+def test_an_encoder_with_tissues_tells_them_at_every_voxel():
+    """Of an odd input too; its embedding keeps the shares of its parts."""
+    network = TwinEncoder(WITH_TISSUES)
+    for shape in ((24, 24, 24), (17, 24, 21)):
+        encoded = network(torch.rand(2, 1, *shape))
+        assert encoded.tissues.shape == (2, len(TISSUES), *shape)
+        halves = encoded.embedding.unflatten(1, (2, -1)).norm(dim=2) ** 2
+        assert torch.allclose(halves, torch.tensor([[0.25, 0.75]] * 2), atol=1e-5)
+    assert TwinEncoder(SMALL)(torch.rand(1, 1, 24, 24, 24)).tissues is None
+
+
+def test_labels_do_not_bend_the_tissues():
+    """What an embedding is taught reaches volumes and signs, and no voxel's tissue."""
+    network = TwinEncoder(WITH_TISSUES)
+    network(torch.rand(2, 1, 24, 24, 24)).embedding[:, 6:].mul(torch.arange(6.0)).sum().backward()
+    assert all(p.grad is None for p in network.reader.parameters())
+    told = [*network.signs.parameters(), *network.alike.parameters()]
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in told)
+
+
+def test_volumes_are_those_of_the_tissues_wherever_they_lie():
+    """Shifted, the same; twice the ventricles are log 2 more; nothing of all is bounded."""
+
+    def scores(ventricle, corner):
+        labels = torch.zeros(24, 24, 24, dtype=torch.int64)
+        labels[corner : corner + 14, 4:18, 4:18] = TISSUES.index("grey")
+        labels[corner : corner + 7, 4:18, 4:18] = TISSUES.index("white")
+        labels[corner + 3 : corner + 3 + ventricle, 8:12, 8:12] = TISSUES.index("ventricle")
+        shares = torch.nn.functional.one_hot(labels, len(TISSUES)).movedim(-1, 0)[None].float()
+        return volume_scores(shares)[0]
+
+    assert torch.allclose(scores(2, 4), scores(2, 7), atol=1e-6)
+    more = scores(4, 4)[0] - scores(2, 4)[0]
+    assert float(more) == pytest.approx(np.log(2.0) / VOLUME_DEVIATIONS[0], rel=0.02)
+    nothing = volume_scores(torch.eye(len(TISSUES))[0].reshape(1, -1, 1, 1, 1).expand(1, -1, 4, 4, 4))
+    assert bool(nothing.isfinite().all()) and float(nothing.abs().max()) <= FARTHEST_VOLUME
+
+
+def test_a_scan_without_a_brain_has_an_embedding_all_the_same():
+    """Volumes of nothing are bounded, not infinite."""
+    network = made(WITH_TISSUES).network
+    with torch.no_grad():
+        network.reader.tell.conv_block.weight.zero_()
+        network.reader.tell.conv_block.bias.copy_(torch.eye(5)[0].repeat_interleave(8) * 1e4)
+        assert bool(network(torch.rand(1, 1, 24, 24, 24)).embedding.isfinite().all())
+
+
+@pytest.mark.parametrize("wrong", [{"shares": (1.0,)}, {"spatial_dims": 2}])
+def test_tissues_need_volumes_and_two_parts(wrong):
+    """What the tissues tell is kept apart from who it is."""
+    with pytest.raises(ValueError, match="tissues needs volumes and at least 2 parts"):
+        replace(WITH_TISSUES, **wrong)
+
+
+def test_an_encoder_with_tissues_is_stored_and_read_back(tmp_path, heads):
+    """And a record of earlier versions, which says nothing of tissues, has none."""
+    encoder = made(WITH_TISSUES)
+    save_encoder(encoder, tmp_path / "tissue.safetensors", metadata={})
+    again = load_encoder(tmp_path / "tissue.safetensors")
+    assert again.settings == WITH_TISSUES
+    assert np.array_equal(again(heads[0]).embedding, encoder(heads[0]).embedding)
+    told = asdict(SMALL)
+    assert told.pop("tissues") is False and settings_from(told) == SMALL
+    with pytest.raises(TypeError):
+        settings_from(told | {"tissues": 1})
+
+
 @pytest.mark.parametrize(("settings", "size"), [(EncoderSettings(), (96,) * 3), (RADIOGRAPH, (256,) * 2)])
 def test_the_shipped_architectures_stay_within_their_budget(settings, size):
     """Six GFLOP are a fifth of a second on one old core."""
@@ -143,6 +221,25 @@ def test_the_input_is_upright_isotropic_and_holds_the_body():
     assert np.allclose(prepared.grid.centre_mm, place, atol=0.5)
     values = prepared.values.numpy()
     assert values.sum() * 27.0 == pytest.approx(4 / 3 * np.pi * 20.0**3, rel=0.03)
+
+
+def test_a_bright_neck_draws_the_middle_no_further_than_a_dark_one():
+    """One head in two contrasts lies in one place of the input; noise in the air does not move it."""
+    grid = box_grid((80, 40, 40), (4.0, 4.0, 4.0))
+    head = ball(grid, (0.0, 0.0, 80.0), 60.0).array
+    neck = ball(grid, (0.0, 0.0, -60.0), 50.0).array
+
+    def middle(neck_value, noise=0.0):
+        random = np.random.default_rng(0)
+        image = 0.7 * head + neck_value * neck + 0.3 * ball(grid, (0.0, 0.0, 80.0), 20.0).array
+        image = np.hypot(
+            image + noise * random.normal(size=grid.shape), noise * random.normal(size=grid.shape)
+        )
+        return prepare(Volume(image.astype(np.float32), grid), PreparationSettings(32, 9.0)).grid.centre_mm
+
+    assert np.linalg.norm(middle(1.7) - middle(0.6)) < 6.0
+    assert np.linalg.norm(middle(1.0, noise=0.08) - middle(1.0)) < 5.0
+    assert np.linalg.norm(middle(0.0) - middle(1.0)) > 20.0
 
 
 def test_moving_the_scan_in_its_world_changes_nothing(heads):

@@ -301,11 +301,16 @@ def test_too_little_memory_ends_with_4_and_one_line(nursery, archive, tmp_path, 
 EMBED = """
 import json, resource
 from pathlib import Path
-from medsiam.encoding.weights import load_encoder
+import torch
+from medsiam.encoding.encoder import Encoder, EncoderSettings, TwinEncoder
+from medsiam.encoding.preparation import PreparationSettings
 from medsiam.errors import ResourceExhausted, as_medsiam_error
 from tests.archive_maker import tiny_head
 
-encoder = load_encoder()
+torch.manual_seed(0)
+# Of a single scan some layers take as much room as of eight; not those of a network without tissues.
+settings = EncoderSettings(preparation=PreparationSettings(48, 4.5))
+encoder = Encoder(TwinEncoder(settings).eval(), "drawn@0")
 scans = [tiny_head(seed, None) for seed in range(8)]
 whole = [each.embedding for each in encoder.encode(scans)]
 sizes = []

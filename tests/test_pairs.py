@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from medsiam.encoding.encoder import TISSUES
 from medsiam.training.pairs import BatchSettings, HeadStudio, RadiographStudio, draw_batch
 from medsiam.training.radiograph_synthesis import RadiographSettings
 from medsiam.training.sources import Source
 from medsiam.training.synthesis import SynthesisSettings
-from medsiam.training.tissues import CLASSES, UNKNOWN
+from medsiam.training.tissues import UNKNOWN
 
 SIZE = 16
 
@@ -125,6 +126,5 @@ def test_each_view_tells_the_tissue_at_its_voxels():
     """The ventricle in the middle, white matter around, nothing known of a scan without a map."""
     seen = drawn(studio()).classes
     assert seen.shape == (12, SIZE, SIZE, SIZE)
-    names = [name for name, _ in CLASSES]
-    assert set(seen.unique().tolist()) == {names.index(name) for name in ("outside", "ventricle", "white")}
+    assert set(seen.unique().tolist()) == {TISSUES.index(name) for name in ("outside", "ventricle", "white")}
     assert bool((drawn(studio(with_map=False)).classes == UNKNOWN).all())

@@ -57,7 +57,7 @@ def write_scan(folder, patient, visit, *, radius_mm=4.0, manufacturer="Acme"):
     """One visit of a made-up patient as DICOM, with a lesion of a radius."""
     lesion = phantoms.Lesion((20.0, 26.0, 26.0), (radius_mm,) * 3)
     acquired = FIRST + timedelta(days=180 * visit)
-    made = phantoms.small_head((lesion,), noise=0.02, seed=10 * patient + visit, acquired=acquired)
+    made = phantoms.small_head((lesion,), noise=4.0, seed=10 * patient + visit, acquired=acquired)
     told = made.volume.acquisition
     volume = replace(
         made.volume,

@@ -259,6 +259,30 @@ def test_training_starts_from_given_weights_of_the_same_network(scans, tmp_path)
     other = recipe(scans, "other.yaml", encoder={"channels": [8, 24]}, start_from=str(first.weights))
     with pytest.raises(TrainingRefused, match=r"encoder\.channels"):
         train(other, tmp_path / "third", device="cpu")
+    parts = recipe(
+        scans, "parts.yaml", encoder={"shares": [0.4, 0.3, 0.2, 0.1]}, start_from=str(first.weights)
+    )
+    with pytest.raises(TrainingRefused, match="2 parts, the settings say 4"):
+        train(parts, tmp_path / "fourth", device="cpu")
+
+
+def test_a_network_learns_tissues_from_where_one_without_them_ended(scans, tmp_path):
+    """Who it is stays; the other way round there is nothing to go on from."""
+    one = {"steps": 1, "learning_rate": 1e-8, "average": 0.0}
+    first = train(recipe(scans, "plain.yaml", optimiser={"steps": 2}), tmp_path / "plain", device="cpu")
+    told = {"encoder": {"tissues": True}, "loss": {"tissue": 1.0}}
+    config = recipe(scans, "tissues.yaml", optimiser=one, start_from=str(first.weights), **told)
+    second = train(config, tmp_path / "tissues", device="cpu")
+    before, after = load_file(first.weights), load_file(second.weights)
+    assert torch.allclose(before["project.weight"][:4], after["project.weight"], atol=2e-3)
+    assert torch.allclose(before["stem.conv.weight"], after["stem.conv.weight"], atol=2e-3)
+    assert any(name.startswith("reader.") for name in after)
+    back = recipe(scans, "back.yaml", optimiser=one, start_from=str(second.weights))
+    with pytest.raises(TrainingRefused, match="start anew"):
+        train(back, tmp_path / "back", device="cpu")
+    without = recipe(scans, "without.yaml", loss={"tissue": 1.0})
+    with pytest.raises(ConfigRefused, match=r"loss\.tissue and loss\.volume need encoder\.tissues"):
+        train(without, tmp_path / "without", device="cpu")
 
 
 @pytest.mark.slow

@@ -3,8 +3,13 @@
     Volume -> prepare -> stem, stride 2 -> stages, stride 2 each -> pyramid
                                         -> means and maximum of the deepest -> embedding
 
+and where it was taught to tell tissues, the last part of the embedding is read from their volumes and
+a few numbers more:
+
+    pyramid -> back up to every voxel -> tissues -> their volumes, and signs of the whole -> who is alike
+
 The first layers at full resolution are what a 3D network costs on a CPU, so there
-are none: 4.7 GFLOP for 96 voxels cubed.
+are none: 4.7 GFLOP for 96 voxels cubed, five times that with tissues.
 """
 
 from __future__ import annotations
@@ -28,6 +33,20 @@ from medsiam.volume import Grid, Volume
 KERNEL = 3
 STRIDE = 2
 
+# What an encoder of heads may tell apart at every voxel.
+TISSUES = ("outside", "ventricle", "csf", "grey", "white")
+FLUID = TISSUES.index("csf")
+# Logarithms of the volumes of ventricles, fluid, grey and white over that of the brain without the
+# fluid around it: mean and deviation of the 79 adults (IXI, label maps) it is trained and tuned on.
+VOLUME_MEANS = (-4.30, -2.36, -0.60, -0.83)
+VOLUME_DEVIATIONS = (0.49, 0.26, 0.042, 0.041)
+# Beyond this many deviations no brain lies; what a scan of something else shows is as far.
+FARTHEST_VOLUME = 5.0
+# Volumes below this share of the field are told alike.
+LEAST_VOLUME = 1e-5
+# What volumes do not tell of age: so few that they can hardly be learnt by heart.
+SIGNS = 4
+
 # Bounds that keep a settings file, or a foreign weight file, from asking for all memory.
 MOST_CHANNELS, MOST_STAGES, LARGEST_EMBEDDING = 512, 6, 4096
 MOST_PARTS, MOST_CELLS = 8, 8
@@ -45,6 +64,8 @@ class EncoderSettings:
                     part was taught (who it is) does not compete with another (how it looks)
     summary_cells   cells along each axis whose means are kept: 1 forgets where, 2 keeps
                     the halves apart
+    tissues         whether the network tells TISSUES at every voxel, and the last part is read from
+                    their volumes and SIGNS numbers of the whole
     preparation     the size and spacing of the input
     """
 
@@ -54,6 +75,7 @@ class EncoderSettings:
     norm_groups: int = 8
     shares: tuple[float, ...] = (1.0,)
     summary_cells: int = 2
+    tissues: bool = False
     preparation: PreparationSettings = field(default_factory=PreparationSettings)
 
     def __post_init__(self) -> None:
@@ -76,6 +98,11 @@ class EncoderSettings:
             raise ValueError(f"shares is {self.shares}; they must be above 0 and add up to 1")
         if not 1 <= self.summary_cells <= MOST_CELLS:
             raise ValueError(f"summary_cells is {self.summary_cells}; it must be from 1 to {MOST_CELLS}")
+        if self.tissues and (self.parts < 2 or self.spatial_dims != 3):
+            raise ValueError(
+                f"tissues needs volumes and at least 2 parts; there are {self.parts} "
+                f"in {self.spatial_dims} dimensions"
+            )
 
     @property
     def parts(self) -> int:
@@ -92,10 +119,12 @@ class Encoded(NamedTuple):
 
     embedding  (B, D), unit norm
     pyramid    (B, C, [k,] j, i) each, finest first
+    tissues    (B, TISSUES, K, J, I) logits at the input's voxels; None where it tells none
     """
 
     embedding: torch.Tensor
     pyramid: tuple[torch.Tensor, ...]
+    tissues: torch.Tensor | None = None
 
 
 class TwinEncoder(nn.Module):
@@ -106,30 +135,71 @@ class TwinEncoder(nn.Module):
 
     def __init__(self, settings: EncoderSettings | None = None) -> None:
         super().__init__()
-        self.settings = settings or EncoderSettings()
-        first, *deeper = self.settings.channels
-        self.stem = _block(self.settings, 1, first, strides=STRIDE)
-        pairs = zip(self.settings.channels[:-1], deeper, strict=True)
-        self.stages = nn.ModuleList(_stage(self.settings, source, target) for source, target in pairs)
-        cells = self.settings.summary_cells**self.settings.spatial_dims
-        self.project = nn.Linear((cells + 1) * self.settings.channels[-1], self.settings.embedding_size)
+        self.settings = told = settings or EncoderSettings()
+        first, *deeper = told.channels
+        self.stem = _block(told, 1, first, strides=STRIDE)
+        pairs = zip(told.channels[:-1], deeper, strict=True)
+        self.stages = nn.ModuleList(_stage(told, source, target) for source, target in pairs)
+        cells = told.summary_cells**told.spatial_dims
+        part = told.embedding_size // told.parts
+        summed = told.embedding_size - part * told.tissues
+        self.project = nn.Linear((cells + 1) * told.channels[-1], summed)
+        if told.tissues:
+            self.reader = _TissueReader(told)
+            self.signs = nn.Linear((cells + 1) * told.channels[-1], SIGNS)
+            self.alike = nn.Linear(len(VOLUME_MEANS) + SIGNS, part)
 
     def forward(self, images: torch.Tensor) -> Encoded:
         """Embeddings and pyramids of a batch."""
         levels = [self.stem(images)]
         for stage in self.stages:
             levels.append(stage(levels[-1]))
-        return Encoded(self._embedding(levels[-1]), tuple(levels))
+        tissues = self.reader(levels, images.shape[2:]) if self.settings.tissues else None
+        return Encoded(self._embedding(levels[-1], tissues), tuple(levels), tissues)
 
-    def _embedding(self, deepest: torch.Tensor) -> torch.Tensor:
+    def _embedding(self, deepest: torch.Tensor, tissues: torch.Tensor | None) -> torch.Tensor:
         # The means tell the whole and its sides, the maximum keeps what is small.
         means = _cell_means(deepest, self.settings.summary_cells).flatten(1)
         summary = torch.cat([means, deepest.flatten(2).amax(dim=2)], dim=1)
         # Neighbours differ by less than half precision tells apart.
         with torch.autocast("cuda" if summary.is_cuda else "cpu", enabled=False):
-            parts = self.project(summary.float()).unflatten(1, (self.settings.parts, -1))
+            joined = self.project(summary.float())
+            if tissues is not None:
+                # What people's labels teach must not bend the tissues: label maps alone tell these.
+                scores = volume_scores(tissues.detach().float().softmax(dim=1))
+                scores = torch.cat([scores, self.signs(summary.float())], dim=1)
+                joined = torch.cat([joined, self.alike(scores)], dim=1)
+            parts = joined.unflatten(1, (self.settings.parts, -1))
             scale = parts.new_tensor(self.settings.shares).sqrt()[:, None]
             return (functional.normalize(parts, dim=2) * scale).flatten(1)
+
+
+class _TissueReader(nn.Module):
+    """From a pyramid back up to the tissues at every voxel of the input (Ronneberger et al. 2015, MICCAI)."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        # As below: only who builds a network pays for it.
+        from monai.networks.blocks import SubpixelUpsample
+
+        finer, coarser = settings.channels[:-1], settings.channels[1:]
+        self.narrow = nn.ModuleList(nn.Conv3d(c, f, 1) for f, c in zip(finer, coarser, strict=True))
+        self.join = nn.ModuleList(_block(settings, 2 * f, f, strides=1) for f in finer)
+        self.tell = SubpixelUpsample(
+            3, settings.channels[0], len(TISSUES), scale_factor=STRIDE, apply_pad_pool=False
+        )
+
+    def forward(self, levels: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+        """Logits (B, TISSUES, K, J, I) of a pyramid, finest first."""
+        values = levels[-1]
+        for level, narrow, join in reversed(list(zip(levels[:-1], self.narrow, self.join, strict=True))):
+            up = functional.interpolate(
+                narrow(values), size=level.shape[2:], mode="trilinear", align_corners=False
+            )
+            values = join(torch.cat([up, level], dim=1))
+        told: torch.Tensor = self.tell(values)
+        # An odd size was rounded up on the way down.
+        return told[:, :, : shape[0], : shape[1], : shape[2]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +324,19 @@ def level_grid(grid: Grid, shape: tuple[int, ...], stride: int) -> Grid:
     """
     steps = np.array([1 if size == 1 else stride for size in grid.shape], dtype=np.float64)
     return Grid((shape[0], shape[1], shape[2]), grid.world_from_index @ np.diag([*steps, 1.0]))
+
+
+def volume_scores(shares: torch.Tensor) -> torch.Tensor:
+    """(B, 4): volumes of ventricles, fluid, grey and white as standard scores of adults.
+
+    shares  (B, TISSUES, ...), 0..1, of each voxel
+    """
+    volumes = shares.flatten(2).mean(2) + LEAST_VOLUME
+    # Fluid outside is not counted below the line: label maps differ in how far it reaches.
+    brain = volumes[:, 1:].sum(1, keepdim=True) - volumes[:, FLUID : FLUID + 1]
+    scores = (volumes[:, 1:] / brain).log() - volumes.new_tensor(VOLUME_MEANS)
+    scores = scores / volumes.new_tensor(VOLUME_DEVIATIONS)
+    return scores.clamp(-FARTHEST_VOLUME, FARTHEST_VOLUME)
 
 
 def _cell_means(values: torch.Tensor, cells: int) -> torch.Tensor:

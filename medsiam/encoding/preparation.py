@@ -142,7 +142,9 @@ def _canonical_grid(grid: Grid, normal: NDArray[np.float32], size: int, spacing_
 
 def _body_centre_mm(grid: Grid, normal: NDArray[np.float32]) -> Matrix:
     """LPS position (3,) in mm of the centre of what is not air, the box's middle where all is."""
-    mass = np.clip(normal.astype(np.float64) - AIR_LEVEL, 0.0, None)
+    # Tissue counts alike, bright or dark: a neck that is bright in one contrast would draw the
+    # centre by 2 cm. Only what is hardly above the air counts less, which may be noise.
+    mass = np.clip(normal.astype(np.float64) / AIR_LEVEL - 1.0, 0.0, 1.0)
     total = mass.sum()
     if total <= 0.0:
         return grid.centre_mm

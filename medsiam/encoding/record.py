@@ -97,10 +97,15 @@ def settings_from(told: Mapping[str, Any]) -> EncoderSettings:
         raise TypeError("a setting is no whole number")
     if any(type(number) not in (int, float) for number in (spacing, *told["shares"])):
         raise TypeError("the spacing or a share is no number")
+    # Files of earlier versions lack it.
+    tissues = told.get("tissues", False)
+    if type(tissues) is not bool:
+        raise TypeError("tissues is neither true nor false")
     return EncoderSettings(
         **whole,
         channels=tuple(told["channels"]),
         shares=tuple(map(float, told["shares"])),
+        tissues=tissues,
         preparation=PreparationSettings(size_voxels=size, spacing_mm=float(spacing)),
     )
 

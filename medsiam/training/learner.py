@@ -17,37 +17,32 @@ from medsiam.training.losses import (
     neighbour_loss,
     regression_loss,
     tissue_loss,
+    volume_loss,
 )
 from medsiam.training.pairs import Batch
 
 
 class Learnt(NamedTuple):
-    """Of the views embeddings (N, parts, D / parts) and labels (N, L) as read from the last
-    part, and of each level the tissues' logits; of the follow-ups logits, where there are any."""
+    """Of the views embeddings (N, parts, D / parts), labels (N, L) as read from the last part,
+    and the tissues' logits, where they are told; of the follow-ups logits, where there are any."""
 
     parts: torch.Tensor
     labels: torch.Tensor
-    tissues: tuple[torch.Tensor, ...]
+    tissues: torch.Tensor | None
     logits: ChangeLogits | None
 
 
 class Learner(nn.Module):
     """What is trained: one trunk for views and follow-ups, with a head on its pyramids.
 
-    labels   how many numbers are read from an embedding
-    tissues  how many classes of tissue are read from every level
+    labels  how many numbers are read from an embedding
     """
 
-    def __init__(
-        self, settings: EncoderSettings, *, with_head: bool, labels: int = 0, tissues: int = 0
-    ) -> None:
+    def __init__(self, settings: EncoderSettings, *, with_head: bool, labels: int = 0) -> None:
         super().__init__()
         self.encoder = TwinEncoder(settings)
         self.head = ChangeHead(settings.spatial_dims, settings.channels) if with_head else None
         self.read = nn.Linear(settings.embedding_size // settings.parts, labels) if labels else None
-        self.tissues = nn.ModuleList(
-            nn.Conv3d(channels, tissues, 1) for channels in settings.channels * (tissues > 0)
-        )
 
     def forward(self, views: torch.Tensor, prior: torch.Tensor, current: torch.Tensor) -> Learnt:
         """Everything in one batch: views, then priors, then currents."""
@@ -63,8 +58,8 @@ class Learner(nn.Module):
         parts = encoded.embedding[:count].unflatten(1, (self.encoder.settings.parts, -1))
         parts = nn.functional.normalize(parts.float(), dim=2)
         labels = parts.new_zeros(count, 0) if self.read is None else self.read(parts[:, -1])
-        levels = zip(self.tissues, encoded.pyramid, strict=False)
-        return Learnt(parts, labels, tuple(read(level[:count]) for read, level in levels), logits)
+        tissues = None if encoded.tissues is None else encoded.tissues[:count]
+        return Learnt(parts, labels, tissues, logits)
 
 
 class BatchLoss(nn.Module):
@@ -93,8 +88,10 @@ class BatchLoss(nn.Module):
                 told["neighbour"] = self.settings.neighbour * neighbour_loss(learnt.parts[:, -1], scores)
             if self.settings.regression:
                 told["regression"] = self.settings.regression * regression_loss(learnt.labels.float(), scores)
-        if self.settings.tissue and learnt.tissues:
+        if self.settings.tissue and learnt.tissues is not None:
             told["tissue"] = self.settings.tissue * tissue_loss(learnt.tissues, batch.classes)
+        if self.settings.volume and learnt.tissues is not None:
+            told["volume"] = self.settings.volume * volume_loss(learnt.tissues, batch.classes)
         if self.settings.change and learnt.logits is not None:
             both = change_loss(learnt.logits.appearing, batch.appearing)
             both = both + change_loss(learnt.logits.resolving, batch.resolving)

@@ -25,13 +25,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from medsiam.encoding.encoder import EncoderSettings
+from medsiam.encoding.encoder import EncoderSettings, TwinEncoder
 from medsiam.encoding.weights import load_encoder
 from medsiam.errors import TrainingRefused
 from medsiam.training.learner import BatchLoss, Learner
 from medsiam.training.pairs import Batch, BatchSettings, Studio, draw_batch
 from medsiam.training.settings import OptimiserSettings, TrainSettings
-from medsiam.training.tissues import CLASSES
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -108,7 +107,6 @@ def new_state(settings: TrainSettings, device: torch.device) -> State:
             settings.encoder,
             with_head=settings.loss.change > 0,
             labels=labels if settings.loss.regression > 0 else 0,
-            tissues=len(CLASSES) if settings.loss.tissue > 0 else 0,
         )
     if settings.batch.people == 0 and learner.head is not None:
         # Almost no voxel of a cube changes; a network that starts by saying so loses no steps on it.
@@ -116,7 +114,7 @@ def new_state(settings: TrainSettings, device: torch.device) -> State:
     if settings.start_from is not None:
         start = load_encoder(settings.start_from, spatial_dims=settings.encoder.spatial_dims)
         _check_same_network(start.settings, settings.encoder, settings.start_from.name)
-        learner.encoder.load_state_dict(start.network.state_dict())
+        _start(learner.encoder, start.network)
     learner.to(device).to(memory_format=_memory_format(settings))  # type: ignore[call-overload]
     told = settings.optimiser
     optimiser = torch.optim.AdamW(
@@ -131,11 +129,28 @@ def _check_same_network(found: EncoderSettings, wanted: EncoderSettings, name: s
     for each in fields(EncoderSettings):
         # How parts are weighed and how scans are prepared changes no weight's shape.
         here, there = getattr(wanted, each.name), getattr(found, each.name)
-        if each.name not in ("shares", "preparation") and here != there:
+        may_differ = ("shares", "preparation", "tissues")
+        if (each.name not in may_differ and here != there) or found.tissues > wanted.tissues:
             raise TrainingRefused(
                 f"{name} has encoder.{each.name} {there}, the settings say {here}; "
                 "make them alike, or start anew"
             )
+    if wanted.parts != found.parts:
+        raise TrainingRefused(
+            f"{name} has {found.parts} parts, the settings say {wanted.parts}; make them alike, or start anew"
+        )
+
+
+def _start(network: TwinEncoder, known: TwinEncoder) -> None:
+    """Takes over the weights; a network that is to tell tissues keeps the drawn ones for these."""
+    weights = dict(known.state_dict())
+    if network.settings.tissues and not known.settings.tissues:
+        rows = network.project.out_features
+        # The last part will be read from volumes; the others are the first rows.
+        weights |= {name: weights[name][:rows] for name in ("project.weight", "project.bias")}
+        own = network.state_dict()
+        weights = {name: weights.get(name, own[name]) for name in own}
+    network.load_state_dict(weights)
 
 
 def wrapped(state: State, process: Process) -> nn.Module:

@@ -7,7 +7,6 @@ two that it lacks are here, with their papers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,11 +16,16 @@ from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import nn
 
+from medsiam.encoding.encoder import volume_scores
+
 # Standard scores beyond this are as good as this: 1 in 80.
 LARGEST_SCORE = 2.5
 
 # What a voxel outside the brain counts beside one inside.
 OUTSIDE_WEIGHT = 0.2
+
+# Of a view's voxels; a tissue with fewer may be one that the map does not know.
+LEAST_TOLD = 1e-4
 
 Mining = Literal["all", "semihard", "hard"]
 
@@ -34,7 +38,8 @@ class LossSettings:
     mining                        which triplets and pairs count: all, semihard or hard ones
     neighbour                     on labels: those with nearer labels lie nearer, at a stated cosine
     regression                    on labels: a linear layer reads them from the last part
-    tissue                        on every level of the pyramid: the tissues' shares of its voxels
+    tissue                        on the tissues at every voxel, where the encoder tells them
+    volume                        on the tissues' volumes in the view, likewise
     change                        on the dense maps
     """
 
@@ -44,6 +49,7 @@ class LossSettings:
     neighbour: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     regression: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     tissue: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
+    volume: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     change: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     mining: Mining = "semihard"
     margin: float = field(default=0.2, metadata={"range": (0.0, 2.0)})
@@ -106,26 +112,39 @@ def regression_loss(told: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.smooth_l1_loss(told[known], labels[known])
 
 
-def tissue_loss(levels: Sequence[torch.Tensor], classes: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of each level's logits against the tissues' shares of its voxels, as a mean.
+def tissue_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of the tissues' logits against the tissue at each voxel.
 
     What pools to a volume later is told first where it lies.
 
-    levels   (N, C, k, j, i) logits, finest first, each with every second voxel of the one before
-    classes  (N, K, J, I) of the input, 0..C-1, C where unknown
+    logits   (N, C, K, J, I)
+    classes  (N, K, J, I) 0..C-1, C where unknown
     """
-    count = levels[0].shape[1]
-    shares = functional.one_hot(classes.long(), count + 1).movedim(-1, 1).float()
-    parts = []
-    for logits in levels:
-        # Centred on every second voxel, as an odd kernel padded by half is.
-        shares = functional.avg_pool3d(shares, 3, stride=2, padding=1, count_include_pad=False)
-        known = 1.0 - shares[:, -1]
-        # Most of a scan is outside, and soon told.
-        weight = known * (OUTSIDE_WEIGHT + (1.0 - OUTSIDE_WEIGHT) * (1.0 - shares[:, 0]))
-        entropy = -(shares[:, :-1] * functional.log_softmax(logits.float(), dim=1)).sum(1)
-        parts.append((entropy * weight).sum() / weight.sum().clamp(min=1.0))
-    return torch.stack(parts).mean()
+    count = logits.shape[1]
+    # Most of a scan is outside, and soon told.
+    weight = logits.new_tensor([OUTSIDE_WEIGHT] + [1.0] * (count - 1) + [0.0], dtype=torch.float32)
+    each = functional.cross_entropy(logits.float(), classes.long(), ignore_index=count, reduction="none")
+    weights = weight[classes.long()]
+    return (each * weights).sum() / weights.sum().clamp(min=1.0)
+
+
+def volume_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The smooth absolute error of the tissues' volumes in each view, as standard scores of adults.
+
+    Voxels may each be right within their doubt while their sum is not: it is asked for as it is used.
+
+    logits   (N, C, K, J, I)
+    classes  (N, K, J, I) 0..C-1, C where unknown; what is unknown counts on neither side
+    """
+    count = logits.shape[1]
+    truth = functional.one_hot(classes.long(), count + 1).movedim(-1, 1)[:, :count].float()
+    known = (classes != count)[:, None]
+    told = volume_scores(logits.float().softmax(dim=1) * known)
+    # A map that has no number for a tissue says nothing of its volume.
+    there = truth.flatten(2).mean(2)[:, 1:] > LEAST_TOLD
+    if not bool(there.any()):
+        return logits.sum() * 0.0
+    return functional.smooth_l1_loss(told[there], volume_scores(truth)[there])
 
 
 def change_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

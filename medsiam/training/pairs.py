@@ -67,7 +67,7 @@ class Batch:
     people     (people x views,) who it is
     labels     (people x views, L), nan where unknown
     acquisition  (people x views, Z), numbers that describe how each was made
-    classes    (people x views, [K,] J, I) uint8, index into tissues.CLASSES; UNKNOWN where not told
+    classes    (people x views, [K,] J, I) uint8, index into the encoder's TISSUES; UNKNOWN where not told
     prior, current, appearing, resolving  (F, 1, [K,] J, I); F may be 0
     """
 

@@ -154,10 +154,11 @@ def scanned(
 
 
 def classes_seen(anatomy: Anatomy, view: View) -> torch.Tensor:
-    """uint8 (K, J, I), index into tissues.CLASSES, at the view's voxels; UNKNOWN without a map."""
+    """uint8 (K, J, I), index into the encoder's TISSUES, at the view's voxels; UNKNOWN without a map."""
     if anatomy.tissue is None:
         return torch.full((view.size,) * 3, UNKNOWN, dtype=torch.uint8)
-    return class_map(sampled(anatomy.tissue, anatomy.spacing_mm, view, nearest=True).to(torch.uint8))
+    tissue = sampled(anatomy.tissue, anatomy.spacing_mm, view, nearest=True, bend=anatomy.ageing)
+    return class_map(tissue.to(torch.uint8))
 
 
 def follow_up(

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from medsiam.encoding.encoder import TISSUES as TOLD
 from medsiam.errors import TrainingRefused
 
 Scheme = Literal["muse", "synthseg"]
@@ -77,22 +78,22 @@ DARK, BRIGHT = 0.14, 0.62
 AIR = 0.05
 
 
-# What the encoder's own levels are asked to tell apart, each with its tissues.
-CLASSES = (
-    ("outside", ("air", "dark", "soft", "fat", "vessel", "eye", "marrow")),
-    ("ventricle", ("ventricle",)),
-    ("csf", ("csf",)),
-    ("grey", ("cortex", "deep grey", "cerebellar grey")),
-    ("white", ("white", "cerebellar white", "stem")),
-)
-UNKNOWN = len(CLASSES)
+# What the encoder is asked to tell apart at every voxel, each with its tissues.
+CLASSES = {
+    "outside": ("air", "dark", "soft", "fat", "vessel", "eye", "marrow"),
+    "ventricle": ("ventricle",),
+    "csf": ("csf",),
+    "grey": ("cortex", "deep grey", "cerebellar grey"),
+    "white": ("white", "cerebellar white", "stem"),
+}
+UNKNOWN = len(TOLD)
 
 
 def class_map(tissue: torch.Tensor) -> torch.Tensor:
-    """uint8 of any shape, index into CLASSES; UNKNOWN where it cannot be told."""
+    """uint8 of any shape, index into the encoder's TISSUES; UNKNOWN where it cannot be told."""
     table = torch.full((len(TISSUES),), UNKNOWN, dtype=torch.uint8)
-    for number, (_, names) in enumerate(CLASSES):
-        table[[NUMBER[name] for name in names]] = number
+    for number, told in enumerate(TOLD):
+        table[[NUMBER[name] for name in CLASSES[told]]] = number
     return table[tissue.long()]
 
 

@@ -52,7 +52,7 @@ from medsiam.training.patches import PatchStudio
 from medsiam.training.settings import TrainSettings
 from medsiam.training.sources import Loaded, Source, SourceSettings, load_sources
 
-WEIGHTS = ("triplet", "contrastive", "ntxent", "neighbour", "regression", "tissue", "change")
+WEIGHTS = ("triplet", "contrastive", "ntxent", "neighbour", "regression", "tissue", "volume", "change")
 
 # step, of how many, the latest figures
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -302,6 +302,8 @@ def _settings(config: Path) -> TrainSettings:
         raise ConfigRefused(f"{config}: every weight in loss is 0; give one of them a weight")
     if wanted.change > 0 and settings.batch.follow_ups == 0:
         raise ConfigRefused(f"{config}: loss.change needs batch.follow_ups above 0")
+    if max(wanted.tissue, wanted.volume) > 0 and not settings.encoder.tissues:
+        raise ConfigRefused(f"{config}: loss.tissue and loss.volume need encoder.tissues, which tells them")
     if settings.batch.people == 0:
         _check_change_alone(settings, config)
     return settings
