@@ -278,7 +278,7 @@ def test_a_network_learns_tissues_from_where_one_without_them_ended(scans, tmp_p
     assert torch.allclose(before["stem.conv.weight"], after["stem.conv.weight"], atol=2e-3)
     assert any(name.startswith("reader.") for name in after)
     back = recipe(scans, "back.yaml", optimiser=one, start_from=str(second.weights))
-    with pytest.raises(TrainingRefused, match="start anew"):
+    with pytest.raises(TrainingRefused, match=r"encoder\.tissues True, the settings say False.*start anew"):
         train(back, tmp_path / "back", device="cpu")
     without = recipe(scans, "without.yaml", loss={"tissue": 1.0})
     with pytest.raises(ConfigRefused, match=r"loss\.tissue and loss\.volume need encoder\.tissues"):

@@ -74,10 +74,9 @@ def find_regions(prior: Volume, current: Volume) -> tuple[Region, Region]:
     """Where change is looked for in both: the brain where both show one."""
     with side_by_side(2) as pool:
         first, second = pool.map(find_region, (prior, current))
-    regions = first, second
-    if {regions[0].kind, regions[1].kind} == {"brain", "body"}:
+    if {first.kind, second.kind} == {"brain", "body"}:
         return find_region(prior, brain=False), find_region(current, brain=False)
-    return regions
+    return first, second
 
 
 def _scan(volume: Volume, region: Region, device: torch.device) -> Scan:

@@ -204,7 +204,7 @@ def members(path: Path) -> tuple[Source, ...]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not _named_folder(info)]
+            infos = [info for info in archive.infolist() if not _is_folder(info)]
         _check_archive(infos)
         for info in infos:
             _check_member(info)
@@ -216,7 +216,7 @@ def members(path: Path) -> tuple[Source, ...]:
     return tuple(sorted(Source(path, info.filename, info.file_size) for info in visible))
 
 
-def _named_folder(info: zipfile.ZipInfo) -> bool:
+def _is_folder(info: zipfile.ZipInfo) -> bool:
     """Whether a member is a folder. Raises zipfile.BadZipFile where it has no name."""
     if not info.filename:
         raise zipfile.BadZipFile("a member has no name")

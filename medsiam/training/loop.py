@@ -129,8 +129,9 @@ def _check_same_network(found: EncoderSettings, wanted: EncoderSettings, name: s
     for each in fields(EncoderSettings):
         # How parts are weighed and how scans are prepared changes no weight's shape.
         here, there = getattr(wanted, each.name), getattr(found, each.name)
-        may_differ = ("shares", "preparation", "tissues")
-        if (each.name not in may_differ and here != there) or found.tissues > wanted.tissues:
+        # A network that tells tissues may start from one without, not the other way round.
+        may_differ = ("shares", "preparation", *(("tissues",) if wanted.tissues else ()))
+        if each.name not in may_differ and here != there:
             raise TrainingRefused(
                 f"{name} has encoder.{each.name} {there}, the settings say {here}; "
                 "make them alike, or start anew"
