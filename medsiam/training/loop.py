@@ -149,8 +149,7 @@ def _start(network: TwinEncoder, known: TwinEncoder) -> None:
         rows = network.project.out_features
         # The last part will be read from volumes; the others are the first rows.
         weights |= {name: weights[name][:rows] for name in ("project.weight", "project.bias")}
-        own = network.state_dict()
-        weights = {name: weights.get(name, own[name]) for name in own}
+        weights = network.state_dict() | weights
     network.load_state_dict(weights)
 
 
