@@ -24,12 +24,12 @@ from medsiam.errors import InputRefused, ResourceExhausted, named
 from medsiam.pairing.body_parts import regions_of
 from medsiam.pairing.comparability import check_comparable, judge, unknown_notes
 from medsiam.pairing.identity_check import check_identity
-from medsiam.pairing.pair_up import PairSettings, find_regions, pair_up
+from medsiam.pairing.pair_up import PairSettings, bring_together, find_regions, register_regions
 from medsiam.pairing.radiograph_pair import pair_up_radiographs
 from medsiam.pairing.region import Region, brain_weights_sha256
 from medsiam.pairing.registration import pose_sentence
 from medsiam.pairing.series_match import match_series
-from medsiam.pairing.values import Comparability, Pair
+from medsiam.pairing.values import Comparability, Pair, Registration
 from medsiam.reading import SeriesEntry, find_series, load_key, read_series, read_volume
 from medsiam.volume import Volume
 
@@ -126,9 +126,10 @@ def compare(
         progress("registering")
         regions = find_regions(prior, current)
         pairing = settings.pairing(fast=fast)
-        pair = pair_up(prior, current, comparability, pairing, chosen, regions=regions)
+        there, back = register_regions(prior, current, regions, pairing, chosen)
+        pair = bring_together(prior, current, regions, there, comparability, pairing, chosen)
         clock.ends("pair")
-        reverse = functools.partial(_reversed, pair, pairing, chosen, regions)
+        reverse = functools.partial(_reversed, pair, back, pairing, chosen, regions)
         change = None
         if pair.registration.quality != "failed":
             steps = settings.change(fast=fast)
@@ -265,12 +266,17 @@ def _weights_of(pair: Pair) -> dict[str, str]:
 
 
 def _reversed(
-    pair: Pair, settings: PairSettings, device: torch.device, regions: tuple[Region, Region]
+    pair: Pair,
+    registration: Registration,
+    settings: PairSettings,
+    device: torch.device,
+    regions: tuple[Region, Region],
 ) -> Pair:
-    """The pair made anew with prior and current exchanged."""
+    """The pair made anew with prior and current exchanged, by the registration of these."""
     prior, current = pair.current, pair.prior
     comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
-    return pair_up(prior, current, comparability, settings, device, regions=(regions[1], regions[0]))
+    turned = regions[1], regions[0]
+    return bring_together(prior, current, turned, registration, comparability, settings, device)
 
 
 def _summary(judged: Judged, comparability: Comparability) -> str:

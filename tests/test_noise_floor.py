@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medsiam.change import injection
 from medsiam.change.certificate import Measured, erase_test
 from medsiam.change.difference import measure_difference
 from medsiam.change.findings import find_candidates, find_changes
@@ -124,6 +125,21 @@ def test_a_rescan_hangs_on_its_scan_and_seed_alone(grown, rescanner):
     same = rescanner.rescan("prior", 3)
     assert np.array_equal(same.current_half, other.prior_half)
     assert not np.array_equal(same.current_half, rescanner.rescan("prior", 4).current_half)
+
+
+def test_a_lesion_passes_its_slices_alone_as_it_would_within_the_whole(grown, monkeypatch):
+    """Each is looked at in a box of its own, which holds all but a thousandth of what slices spread."""
+
+    def made():
+        told = injected(grown, QUICK.lesions, into_prior=True, bright=True, random=np.random.default_rng(0))
+        return told.pair.prior_half - grown.prior_half, told.pair.current_half - grown.current_half
+
+    alone = made()
+    monkeypatch.setattr(injection, "SLICES_REACHED", 100.0)
+    whole = made()
+    assert float(np.abs(whole[0]).max()) > 0.2
+    for one, other in zip(alone, whole, strict=True):
+        assert float(np.abs(one - other).max()) < 2e-3 * float(np.abs(whole[0]).max())
 
 
 def test_nothing_is_found_in_rescans_but_the_lesion_is_in_the_pair(grown, difference):

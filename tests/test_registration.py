@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsiam.pairing.motion import about, axis_rotations, half_of, mean_distance_mm, translation
-from medsiam.pairing.registration import RegistrationSettings, Scan, register
+from medsiam.pairing.registration import RegistrationSettings, Scan, register, register_both_ways
 from medsiam.phantom import position
 from medsiam.volume import Volume
 from tests.phantoms import box_grid, small_head
@@ -51,6 +51,22 @@ def test_exchanging_the_scans_inverts_the_motion(head):
     there = register(scan_of(head), scan_of(other), SETTINGS).prior_from_current
     back = register(scan_of(other), scan_of(head), SETTINGS).prior_from_current
     assert mean_distance_mm(there, np.linalg.inv(back), POINTS) < 1e-3
+
+
+def test_both_ways_at_once_are_what_each_is_by_itself(head):
+    """They share only what is made of each scan alone; a number of threads moves the last digits."""
+    other = small_head(
+        world_from_head=position((5.0, 3.0, -4.0), (6.0, 2.0, -8.0)), noise=10.0, seed=2
+    ).volume
+    both = register_both_ways(scan_of(head), scan_of(other), SETTINGS)
+    alone = (
+        register(scan_of(head), scan_of(other), SETTINGS),
+        register(scan_of(other), scan_of(head), SETTINGS),
+    )
+    for one, told in zip(both, alone, strict=True):
+        assert mean_distance_mm(one.prior_from_current, told.prior_from_current, POINTS) < 1e-3
+        assert one.quality == told.quality == "good"
+        assert one.inverse_consistency_mm == pytest.approx(told.inverse_consistency_mm, abs=1e-3)
 
 
 @pytest.mark.parametrize("turn", axis_rotations()[1:6], ids=lambda turn: str(np.diag(turn)))

@@ -81,7 +81,7 @@ ONSET_WIDTH = 0.5
 PURE = 0.5
 # The fit of what the protocols changed: voxels it is made on, rounds of re-weighting, the width
 # (voxels) over which a tissue tells on its neighbours, and what keeps it solvable.
-FIT_SAMPLES, FIT_ROUNDS, KIND_SIGMA_VOXELS, RIDGE = 150_000, 4, 2.0, 1e-6
+FIT_SAMPLES, FIT_ROUNDS, KIND_SIGMA_VOXELS, RIDGE = 60_000, 4, 2.0, 1e-6
 # FLAIR: fluid at most, and grey matter at least, this share of white matter's value.
 DARK_FLUID, BRIGHT_GREY = 0.9, 1.05
 FLUID, GREY, WHITE = 1, 2, 3

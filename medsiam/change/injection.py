@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage, optimize, special
 
+from medsiam.change.kept import last_kept
 from medsiam.pairing.slicing import slicings_of, with_like_slices
 from medsiam.pairing.values import Pair
+from medsiam.volume import Grid
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ LEAST_MM3, LEAST_VOXELS, SPAN = 15.0, 4.0, 60.0
 UNEQUAL, EDGE_MM = 0.2, 0.4
 # A lesion's centre lies in parenchyma of this probability, this far inside the region.
 PARENCHYMA, DEPTH_MM = 0.7, 5.0
+# Slices spread a lesion over this many of their thicknesses beyond it, but for a thousandth of it.
+SLICES_REACHED = 1.0
 # Where fewer lesions than this could be placed, nothing is said of a region.
 FEWEST = 6
 # A weak prior that detection rises with the logarithm of the volume, so that a curve of only
@@ -74,24 +78,15 @@ def injected(
     centres = _centres(pair, settings, random)
     volumes = least * SPAN ** random.random(len(centres))
     signs = np.ones(len(centres)) if bright else random.choice([-1.0, 1.0], len(centres))
-    relief = np.zeros(pair.grid.shape, dtype=np.float32)
+    halves = pair.prior_half.copy(), pair.current_half.copy()
     labels = np.zeros(pair.grid.shape, dtype=np.int32)
     for n, (centre, volume, sign) in enumerate(zip(centres, volumes, signs, strict=True), start=1):
         box, share = _ellipsoid(pair, centre, float(volume), random)
-        relief[box] += sign * share
         labels[box][share >= 0.5] = n
-    slicings = slicings_of(
-        (pair.prior, pair.current), (pair.prior_from_half, pair.current_from_half), pair.grid
-    )
-    shown = slicings[0 if into_prior else 1].shows(settings.contrast * torch.from_numpy(relief))
-    nothing = torch.zeros_like(shown)
-    # What the other scan's slices make of it goes through the same step as the pair did.
-    added = with_like_slices(*((shown, nothing) if into_prior else (nothing, shown)), slicings)
-    changed = replace(
-        pair,
-        prior_half=pair.prior_half + added[0].numpy(),
-        current_half=pair.current_half + added[1].numpy(),
-    )
+        wide, added = _as_scanned(pair, box, sign * settings.contrast * share, into_prior=into_prior)
+        for half, more in zip(halves, added, strict=True):
+            half[wide] += more
+    changed = replace(pair, prior_half=halves[0], current_half=halves[1])
     low, high = _extent(pair)
     thirds = np.clip((centres[:, 0] - low) * 3 // max(high - low, 1), 0, 2) if len(centres) else centres
     return Injected(changed, labels, tuple(volumes.tolist()), tuple(int(third) for third in thirds.ravel()))
@@ -133,7 +128,7 @@ def _centres(pair: Pair, settings: InjectionSettings, random: np.random.Generato
     if pair.tissue_kinds is not None:
         inside = inside & (pair.tissue_kinds[2:].sum(axis=0) > PARENCHYMA)
     spacing_mm = float(pair.grid.spacing_mm[-1])
-    inside = inside & (ndimage.distance_transform_edt(pair.tissue) * spacing_mm > DEPTH_MM)
+    inside = inside & (_depth(pair.tissue) * spacing_mm > DEPTH_MM)
     low, high = _extent(pair)
     edges = np.linspace(low, high, 4).round().astype(int)
     chosen: list[NDArray[np.int64]] = []
@@ -150,10 +145,47 @@ def _centres(pair: Pair, settings: InjectionSettings, random: np.random.Generato
     return np.array(chosen, dtype=np.int64).reshape(-1, 3)
 
 
+def _as_scanned(
+    pair: Pair, box: tuple[slice, ...], relief: NDArray[np.float32], *, into_prior: bool
+) -> tuple[tuple[slice, ...], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """A box around `box`, and what each half shows there of a relief in one of both scans.
+
+    All that is done to a pair's slices is linear, so each lesion goes through it alone: a brain is
+    a hundred times larger.
+    """
+    spacing_mm = float(pair.grid.spacing_mm[-1])
+    thickest_mm = max(float(volume.grid.spacing_mm.max()) for volume in (pair.prior, pair.current))
+    reach = int(np.ceil(SLICES_REACHED * thickest_mm / spacing_mm)) + 2
+    wide = tuple(
+        slice(max(0, side.start - reach), min(size, side.stop + reach))
+        for side, size in zip(box, pair.grid.shape, strict=True)
+    )
+    matrix = pair.grid.world_from_index.copy()
+    matrix[:3, 3] = pair.grid.world([[side.start for side in wide]])[0]
+    k, j, i = (side.stop - side.start for side in wide)
+    field = torch.zeros(k, j, i)
+    place = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
+    field[place] = torch.from_numpy(relief).float()
+    slicings = slicings_of(
+        (pair.prior, pair.current), (pair.prior_from_half, pair.current_from_half), Grid((k, j, i), matrix)
+    )
+    shown = slicings[0 if into_prior else 1].shows(field)
+    nothing = torch.zeros_like(shown)
+    # What the other scan's slices make of it goes through the same step as the pair did.
+    prior, current = with_like_slices(*((shown, nothing) if into_prior else (nothing, shown)), slicings)
+    return wide, (prior.numpy(), current.numpy())
+
+
 def _extent(pair: Pair) -> tuple[int, int]:
     """First slice of the region and the one after its last; the halfway grid's k runs upwards."""
     held = np.flatnonzero(pair.tissue.any(axis=(1, 2)))
     return (int(held[0]), int(held[-1]) + 1) if held.size else (0, 1)
+
+
+@last_kept
+def _depth(tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """How many voxels each voxel of the tissue lies from what is none: the same for all rescans."""
+    return np.asarray(ndimage.distance_transform_edt(tissue), dtype=np.float32)
 
 
 def _ellipsoid(

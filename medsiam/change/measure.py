@@ -83,24 +83,27 @@ def measure_change(
     steps = settings.steps
     told("measuring change")
     difference = measure_difference(pair, steps.difference, device)
-    floor = measure_noise_floor(
-        pair,
-        difference,
-        steps,
-        settings.floor.faster() if settings.fast else settings.floor,
-        seed=seed,
-        device=device,
-        told=lambda done, total: told(f"noise floor: rescan {done} of {total}"),
-    )
-    found = find_changes(pair, floor.candidates, floor.rate, steps.findings)
-    forward = Measured(pair, difference, found)
-    told("comparing from current to prior, erasing what was found, measuring brain volume")
     most = MOST_ERASED_FAST if settings.fast else MOST_ERASED
     with side_by_side(2) as pool:
-        backward = pool.submit(lambda: measured(reversed_pair(), floor.rate, steps, device))
+        # What needs no noise floor begins first, so that no core waits at the end.
         volume = pool.submit(
             measure_brain_volume_change, pair, settings.brain_volume, seed=seed, device=device
         )
+        turned = pool.submit(reversed_pair)
+        floor = measure_noise_floor(
+            pair,
+            difference,
+            steps,
+            settings.floor.faster() if settings.fast else settings.floor,
+            seed=seed,
+            device=device,
+            told=lambda done, total: told(f"noise floor: rescan {done} of {total}"),
+            pool=pool,
+        )
+        found = find_changes(pair, floor.candidates, floor.rate, steps.findings)
+        forward = Measured(pair, difference, found)
+        told("comparing from current to prior, erasing what was found, measuring brain volume")
+        backward = pool.submit(lambda: measured(turned.result(), floor.rate, steps, device))
         erasing = pool.submit(erase_test, forward, floor.rate, steps, device, most=most)
         reversal = order_reversal(forward, backward.result(), steps.findings.threshold)
         erased, brain_volume = erasing.result(), volume.result()

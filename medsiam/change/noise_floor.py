@@ -9,6 +9,8 @@ Everything hangs on the seed and on the scans, on neither as prior or current.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,14 +80,15 @@ def measure_noise_floor(
     seed: int,
     device: torch.device,
     told: Callable[[int, int], None] = lambda done, total: None,
+    pool: Executor | None = None,
 ) -> MeasuredFloor:
     """The noise floor of a pair whose difference was measured.
 
     told  hears how many rescans are done, and of how many
+    pool  does the rescans; otherwise one of this floor's own
     """
     gap = measured_gap(pair, torch.tensor(difference.contrast), torch.tensor(difference.mean))
     rescanner = Rescanner(pair, gap, difference.smoothing_voxels)
-    own = find_candidates(pair, difference, steps.findings)
 
     def rescan(n: int) -> tuple[tuple[float, ...], _Looked | None]:
         base: Base = "prior" if n % 2 == 0 else "current"
@@ -97,15 +100,17 @@ def measure_noise_floor(
 
     strengths: list[tuple[float, ...]] = []
     looked: list[_Looked] = []
-    with side_by_side(MOST_AT_ONCE) as pool:
-        for n, (found, look) in enumerate(pool.map(rescan, range(settings.rescans)), start=1):
+    with side_by_side(MOST_AT_ONCE) if pool is None else nullcontext(pool) as shared:
+        finding = shared.submit(find_candidates, pair, difference, steps.findings)
+        explaining = shared.submit(own_noise, pair, rescanner)
+        for n, (found, look) in enumerate(shared.map(rescan, range(settings.rescans)), start=1):
             strengths.append(found)
             looked += [] if look is None else [look]
             told(n, settings.rescans)
+        own, explained = finding.result(), explaining.result()
     rate = NoiseRate.of(strengths, steps.findings.least_strength, own.strengths)
     significance = steps.findings.significance
     threshold = rate.strength_for(significance)
-    explained = own_noise(pair, rescanner)
     floor = NoiseFloor(
         noise=gap.noise,
         edge_mm=gap.edge_mm,

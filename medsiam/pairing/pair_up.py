@@ -10,7 +10,7 @@ import torch
 from medsiam.pairing.intensity import IntensitySettings, equalise
 from medsiam.pairing.motion import half_of
 from medsiam.pairing.region import Region, find_region
-from medsiam.pairing.registration import RegistrationSettings, Scan, register
+from medsiam.pairing.registration import RegistrationSettings, Scan, register, register_both_ways
 from medsiam.pairing.sampling import coverage, covering, cropped, isotropic, sample
 from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.slicing import less_gap, slice_gap, slicings_of
@@ -65,9 +65,20 @@ def pair_up(
     regions  as find_regions gives them, where they are known
     """
     regions = regions or find_regions(prior, current)
-    scans = [_scan(v, r, device) for v, r in zip((prior, current), regions, strict=True)]
-    registration = register(scans[0], scans[1], settings.registration)
+    scans = _scans(prior, current, regions, device)
+    registration = register(*scans, settings.registration)
     return bring_together(prior, current, regions, registration, comparability, settings, device)
+
+
+def register_regions(
+    prior: Volume,
+    current: Volume,
+    regions: tuple[Region, Region],
+    settings: PairSettings,
+    device: torch.device,
+) -> tuple[Registration, Registration]:
+    """The registration of two volumes by their regions, and that of them exchanged."""
+    return register_both_ways(*_scans(prior, current, regions, device), settings.registration)
 
 
 def find_regions(prior: Volume, current: Volume) -> tuple[Region, Region]:
@@ -79,10 +90,14 @@ def find_regions(prior: Volume, current: Volume) -> tuple[Region, Region]:
     return first, second
 
 
-def _scan(volume: Volume, region: Region, device: torch.device) -> Scan:
-    return Scan(
-        torch.tensor(volume.array, device=device), torch.tensor(region.weight, device=device), volume.grid
-    )
+def _scans(
+    prior: Volume, current: Volume, regions: tuple[Region, Region], device: torch.device
+) -> tuple[Scan, Scan]:
+    def scan(volume: Volume, region: Region) -> Scan:
+        values, weight = (torch.tensor(each, device=device) for each in (volume.array, region.weight))
+        return Scan(values, weight, volume.grid)
+
+    return scan(prior, regions[0]), scan(current, regions[1])
 
 
 def bring_together(

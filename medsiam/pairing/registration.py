@@ -16,6 +16,7 @@ import numpy as np
 from medsiam.pairing.alignment import Level, align, levels_of, likeness
 from medsiam.pairing.motion import about, axis_rotations, mean_distance_mm, rotation_degrees, translation
 from medsiam.pairing.sampling import Field
+from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.values import Quality, Registration
 from medsiam.volume import Grid, Matrix
 
@@ -95,8 +96,37 @@ NUDGE_MM, NUDGE_DEGREES = 2.0, 1.5
 
 def register(prior: Scan, current: Scan, settings: RegistrationSettings) -> Registration:
     """Where the prior lies seen from the current scan, with its quality."""
+    priors, currents = _levels(prior, current, settings)
+    return _registered(prior, current, priors, currents, settings)
+
+
+def register_both_ways(
+    prior: Scan, current: Scan, settings: RegistrationSettings
+) -> tuple[Registration, Registration]:
+    """What `register` gives, and what it gives with prior and current exchanged.
+
+    Neither knows of the other; they share only what is made of each scan alone.
+    """
+    priors, currents = _levels(prior, current, settings)
+    with side_by_side(2) as pool:
+        there = pool.submit(_registered, prior, current, priors, currents, settings)
+        back = pool.submit(_registered, current, prior, currents, priors, settings)
+        return there.result(), back.result()
+
+
+def _levels(prior: Scan, current: Scan, settings: RegistrationSettings) -> tuple[list[Level], list[Level]]:
+    """Both scans at each resolution, coarse to fine."""
     spacings_mm = _spacings_mm(prior.grid, settings)
-    priors, currents = (levels_of(s.field, s.weight, s.grid, spacings_mm) for s in (prior, current))
+    with side_by_side(2) as pool:
+        priors, currents = pool.map(
+            lambda scan: levels_of(scan.field, scan.weight, scan.grid, spacings_mm), (prior, current)
+        )
+    return priors, currents
+
+
+def _registered(
+    prior: Scan, current: Scan, priors: list[Level], currents: list[Level], settings: RegistrationSettings
+) -> Registration:
     levels = list(zip(priors, currents, strict=True))
     starts = _coarse_poses(prior, current, levels[0], settings)
     rigid = _best_pose(levels[1], starts, settings.iterations[1])

@@ -22,7 +22,7 @@ from medsiam.volume import Grid, Matrix, Volume
 # reach the finest detail with few (Richardson's iteration with Chebyshev's steps, cut short:
 # what is finer still would be noise).
 STEPS = (1.0, 1.5, 2.5, 1.5)
-# A slice is the mean of planes about this far apart.
+# A slice is the mean of planes about this far apart, or about as far as the halfway grid's voxels.
 PLANE_MM = 1.0
 
 
@@ -46,7 +46,7 @@ class Slicing:
         """The slicing of a scan whose place is known."""
         slices, axis = _slices_over(volume.grid, scan_from_half, half)
         thick_mm = float(volume.grid.spacing_mm[axis])
-        count = max(1, round(thick_mm / PLANE_MM))
+        count = max(1, round(thick_mm / max(PLANE_MM, float(half.spacing_mm[-1]))))
         offsets = (np.arange(count) + 0.5) / count - 0.5
         planes = []
         for offset in offsets:

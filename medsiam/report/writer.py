@@ -7,6 +7,7 @@ then renamed into place, report.json last: where it stands, the result is whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ def write_comparison(
     names = {
         name: path for kind in FORMATS if kind in formats for name, path in FILES_OF_FORMAT[kind].items()
     }
-    with placed_whole(folder) as stage:
-        if "nifti" in formats:
-            write_arrays(comparison, stage)
+    with placed_whole(folder) as stage, ThreadPoolExecutor(1) as pool:
+        # Packing them takes as long as the page with its own volumes, on another core.
+        arrays = pool.submit(write_arrays, comparison, stage) if "nifti" in formats else None
         if write_more is not None:
             names |= write_more(stage)
         if "json" in formats:
@@ -64,6 +65,8 @@ def write_comparison(
         report = to_json(comparison, files=names, similar_cases=similar_cases)
         if "html" in formats:
             (stage / HTML).write_text(render(comparison, report), encoding="utf-8", newline="\n")
+        if arrays is not None:
+            arrays.result()
         if "json" in formats:
             (stage / REPORT).write_text(to_text(report), encoding="utf-8", newline="\n")
             seal(stage)
