@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medsiam.cases import erase
 from medsiam.cases.changes import link_changes
 from medsiam.cases.filters import parse
 from medsiam.cases.index import CaseIndex
@@ -325,3 +326,14 @@ def test_a_large_index_is_searched_by_its_search_index_and_finds_the_same(tmp_pa
         assert index.search(maker.vector(number), count=1)[0].case.series_uid == f"1.2.3.{number}"
     (found,) = index.search(maker.vector(3), count=1, where="sex = 'F' and age > 500")
     assert found.case.sex == "F" and found.case.age > 500
+
+
+def test_a_faded_half_of_an_embedding_is_no_trace():
+    """Zeros stand in every file; what tells a case apart is sought all the same."""
+    drawn = np.random.default_rng(0).normal(size=256).astype(np.float16)
+    faded = drawn.copy()
+    faded[136:] = 0.0
+    whole, half = erase._pieces(drawn.tobytes()), erase._pieces(faded.tobytes())
+    assert len(whole) == 4 and 2 <= len(half) < 4
+    assert all(len(set(piece)) >= 12 for piece in half)
+    assert erase._pieces(bytes(512)) == set()

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,14 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import medsiam
 from medsiam.encoding import weights as weights_module
 from medsiam.encoding.encoder import (
-    FARTHEST_VOLUME,
+    LARGEST_SCORE,
     RADIOGRAPH,
     TISSUES,
-    VOLUME_DEVIATIONS,
     Encoder,
     EncoderSettings,
     TwinEncoder,
-    volume_scores,
+    log_shares,
+    on_circles,
 )
 from medsiam.encoding.preparation import CT_HU, PreparationSettings, normalised, prepare
 from medsiam.encoding.record import settings_from
@@ -33,7 +35,7 @@ from tests.phantoms import ball, box_grid, position, radiograph, small_head
 SMALL = EncoderSettings(
     channels=(8, 16, 24), embedding_size=12, preparation=PreparationSettings(size_voxels=24, spacing_mm=9.0)
 )
-WITH_TISSUES = replace(SMALL, shares=(0.25, 0.75), tissues=True)
+WITH_TISSUES = replace(SMALL, shares=(0.25, 0.75), tissues=True, likeness=2)
 SMALL_FLAT = replace(SMALL, spatial_dims=2, preparation=PreparationSettings(size_voxels=64))
 
 
@@ -129,57 +131,106 @@ def test_the_gradient_reaches_the_weights():
 
 
 def test_an_encoder_with_tissues_tells_them_at_every_voxel():
-    """Of an odd input too; its embedding keeps the shares of its parts."""
+    """And its embedding keeps the shares of its parts."""
     network = TwinEncoder(WITH_TISSUES)
-    for shape in ((24, 24, 24), (17, 24, 21)):
-        encoded = network(torch.rand(2, 1, *shape))
-        assert encoded.tissues.shape == (2, len(TISSUES), *shape)
-        halves = encoded.embedding.unflatten(1, (2, -1)).norm(dim=2) ** 2
-        assert torch.allclose(halves, torch.tensor([[0.25, 0.75]] * 2), atol=1e-5)
+    encoded = network(torch.rand(2, 1, 24, 24, 24))
+    assert encoded.tissues.shape == (2, len(TISSUES), 24, 24, 24)
+    halves = encoded.embedding.unflatten(1, (2, -1)).norm(dim=2) ** 2
+    assert torch.allclose(halves, torch.tensor([[0.25, 0.75]] * 2), atol=1e-5)
     assert TwinEncoder(SMALL)(torch.rand(1, 1, 24, 24, 24)).tissues is None
 
 
-def test_labels_do_not_bend_the_tissues():
-    """What an embedding is taught reaches volumes and signs, and no voxel's tissue."""
+def test_nothing_that_an_embedding_is_taught_bends_tissues_or_scores():
+    """They are taught by label maps, and fitted."""
     network = TwinEncoder(WITH_TISSUES)
-    network(torch.rand(2, 1, 24, 24, 24)).embedding[:, 6:].mul(torch.arange(6.0)).sum().backward()
-    assert all(p.grad is None for p in network.reader.parameters())
-    told = [*network.signs.parameters(), *network.alike.parameters()]
-    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in told)
+    network(torch.rand(2, 1, 24, 24, 24)).embedding.mul(torch.arange(12.0)).sum().backward()
+    assert all(
+        p.grad is None
+        for p in (*network.reader.parameters(), *network.alike.parameters(), *network.unusual.parameters())
+    )
+    assert network.project.weight.grad is not None
 
 
 def test_volumes_are_those_of_the_tissues_wherever_they_lie():
     """Shifted, the same; twice the ventricles are log 2 more; nothing of all is bounded."""
 
-    def scores(ventricle, corner):
+    def shares(ventricle, corner):
         labels = torch.zeros(24, 24, 24, dtype=torch.int64)
-        labels[corner : corner + 14, 4:18, 4:18] = TISSUES.index("grey")
+        labels[corner : corner + 14, 4:18, 4:18] = TISSUES.index("cortex")
         labels[corner : corner + 7, 4:18, 4:18] = TISSUES.index("white")
         labels[corner + 3 : corner + 3 + ventricle, 8:12, 8:12] = TISSUES.index("ventricle")
-        shares = torch.nn.functional.one_hot(labels, len(TISSUES)).movedim(-1, 0)[None].float()
-        return volume_scores(shares)[0]
+        return log_shares(torch.nn.functional.one_hot(labels, len(TISSUES)).movedim(-1, 0)[None].float())[0]
 
-    assert torch.allclose(scores(2, 4), scores(2, 7), atol=1e-6)
-    more = scores(4, 4)[0] - scores(2, 4)[0]
-    assert float(more) == pytest.approx(np.log(2.0) / VOLUME_DEVIATIONS[0], rel=0.02)
-    nothing = volume_scores(torch.eye(len(TISSUES))[0].reshape(1, -1, 1, 1, 1).expand(1, -1, 4, 4, 4))
-    assert bool(nothing.isfinite().all()) and float(nothing.abs().max()) <= FARTHEST_VOLUME
+    assert torch.allclose(shares(2, 4), shares(2, 7), atol=1e-6)
+    assert float(shares(4, 4)[0] - shares(2, 4)[0]) == pytest.approx(np.log(2.0), rel=0.05)
+    nothing = log_shares(torch.eye(len(TISSUES))[0].reshape(1, -1, 1, 1, 1).expand(1, -1, 4, 4, 4))
+    assert bool(nothing.isfinite().all())
+
+
+def test_people_of_like_scores_lie_near():
+    """The cosine falls with the distance of each score, and no score counts beyond the largest."""
+    rows = on_circles(
+        torch.tensor([[0.0, 0.0], [0.5, 0.0], [1.5, 0.0], [1.5, 1.5], [-2.5, 2.5], [-9.0, 9.0]])
+    )
+    near = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows)[0]
+    assert near[0] == pytest.approx(1.0) and bool((near[:4].diff() < 0.0).all())
+    assert torch.equal(rows[4], rows[5]) and near[4] == pytest.approx(0.0, abs=1e-6)
+    assert float(on_circles(torch.tensor([[LARGEST_SCORE]]))[0, 0]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_volumes_that_no_brain_has_fade_from_the_embedding():
+    """What they would have had goes to who it is; the whole keeps its norm."""
+    network = made(WITH_TISSUES).network
+    image = torch.rand(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        told = log_shares(network(image).tissues.softmax(dim=1))[0]
+        shares = []
+        for away in (0.0, 3.0, 5.0, 40.0):
+            network.unusual.weight.copy_(torch.eye(len(told)))
+            network.unusual.bias.copy_(-told + away * torch.eye(len(told))[0])
+            shares.append(network(image).embedding.unflatten(1, (2, -1)).norm(dim=2)[0] ** 2)
+    assert all(float(each.sum()) == pytest.approx(1.0, abs=1e-5) for each in shares)
+    assert shares[0].tolist() == shares[1].tolist() == pytest.approx([0.25, 0.75], abs=1e-5)
+    assert 0.1 < float(shares[2][1]) < 0.5 and float(shares[3][1]) < 1e-6
 
 
 def test_a_scan_without_a_brain_has_an_embedding_all_the_same():
     """Volumes of nothing are bounded, not infinite."""
     network = made(WITH_TISSUES).network
     with torch.no_grad():
-        network.reader.tell.conv_block.weight.zero_()
-        network.reader.tell.conv_block.bias.copy_(torch.eye(5)[0].repeat_interleave(8) * 1e4)
+        network.reader.score.weight.zero_()
+        network.reader.score.bias.copy_(torch.eye(len(TISSUES))[0] * 1e4)
         assert bool(network(torch.rand(1, 1, 24, 24, 24)).embedding.isfinite().all())
 
 
-@pytest.mark.parametrize("wrong", [{"shares": (1.0,)}, {"spatial_dims": 2}])
-def test_tissues_need_volumes_and_two_parts(wrong):
-    """What the tissues tell is kept apart from who it is."""
-    with pytest.raises(ValueError, match="tissues needs volumes and at least 2 parts"):
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"shares": (1.0,)}, "tissues needs volumes and at least 2 parts"),
+        ({"spatial_dims": 2}, "tissues needs volumes and at least 2 parts"),
+        ({"preparation": PreparationSettings(size_voxels=25, spacing_mm=9.0)}, "divisible by 8; it is 25"),
+        ({"likeness": 4}, "a part of 6 numbers has room for half as many"),
+        ({"trunk_voxels": 32}, "trunk_voxels is 32; it must be 0 or from 16 to the 24"),
+    ],
+)
+def test_tissues_that_cannot_be_told_are_refused(wrong, reason):
+    """Each with what must be otherwise."""
+    with pytest.raises(ValueError, match=reason):
         replace(WITH_TISSUES, **wrong)
+
+
+def test_the_twins_may_see_less_than_the_tissues(heads):
+    """The means of what the input's voxels hold, and a pyramid that lies where it lay."""
+    fine, coarse = made(SMALL), made(replace(SMALL, trunk_voxels=16))
+    seen = coarse.network._seen(torch.ones(1, 1, 24, 24, 24))
+    assert seen.shape == (1, 1, 16, 16, 16) and torch.allclose(seen, torch.ones(()))
+    ramp = torch.arange(24.0).reshape(1, 1, 24, 1, 1).expand(1, 1, 24, 24, 24)
+    assert coarse.network._seen(ramp)[0, 0, :2, 0, 0].tolist() == pytest.approx([1 / 3, 5 / 3])
+    before, after = (encoder(heads[0]).pyramid[0].grid for encoder in (fine, coarse))
+    assert after.spacing_mm == pytest.approx(before.spacing_mm * 1.5)
+    corner = prepare(heads[0], SMALL.preparation).grid.world([[-0.5] * 3])[0]
+    # The first value lies on the first voxel's centre, half a voxel of what the twins see inside the box.
+    assert after.world([[0.0] * 3])[0] - corner == pytest.approx([0.5 * 13.5] * 3)
 
 
 def test_an_encoder_with_tissues_is_stored_and_read_back(tmp_path, heads):
@@ -190,9 +241,23 @@ def test_an_encoder_with_tissues_is_stored_and_read_back(tmp_path, heads):
     assert again.settings == WITH_TISSUES
     assert np.array_equal(again(heads[0]).embedding, encoder(heads[0]).embedding)
     told = asdict(SMALL)
-    assert told.pop("tissues") is False and settings_from(told) == SMALL
-    with pytest.raises(TypeError):
-        settings_from(told | {"tissues": 1})
+    assert told.pop("tissues") is False and told.pop("trunk_voxels") == 0 and told.pop("likeness") == 4
+    assert settings_from(told) == SMALL
+    for wrong in ({"tissues": 1}, {"trunk_voxels": 16.0}, {"likeness": True}):
+        with pytest.raises(TypeError):
+            settings_from(told | wrong)
+
+
+def test_loading_an_encoder_compiles_nothing():
+    """What torch compiles with takes a second to import."""
+    code = "import sys; from medsiam.encoding.weights import load_encoder; load_encoder(spatial_dims=3); "
+    told = subprocess.run(
+        [sys.executable, "-c", code + "print('torch._dynamo' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(("settings", "size"), [(EncoderSettings(), (96,) * 3), (RADIOGRAPH, (256,) * 2)])

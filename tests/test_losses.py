@@ -13,7 +13,6 @@ from medsiam.training.losses import (
     neighbour_loss,
     regression_loss,
     tissue_loss,
-    volume_loss,
 )
 
 PEOPLE = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -78,32 +77,29 @@ def test_a_map_that_tells_the_truth_costs_least():
     assert change_loss(right, truth) < change_loss(empty, truth) < change_loss(wrong, truth)
 
 
-def test_volumes_that_are_right_cost_nothing_wherever_they_lie():
-    """A tissue in the wrong place costs no volume; one too small does, one that no map knows does not."""
-    random = torch.Generator().manual_seed(0)
-    classes = torch.randint(5, (1, 12, 12, 12), generator=random)
-    right = 40.0 * functional.one_hot(classes, 5).movedim(-1, 1).float()
-    assert volume_loss(right, classes) < 1e-6
-    assert volume_loss(right.roll(3, dims=2), classes) < 1e-6
-    white = 40.0 * torch.eye(5)[4].reshape(1, 5, 1, 1, 1)
-    smaller = torch.where(classes[:, None] == 1, white, right)
-    assert volume_loss(smaller, classes) > 0.3
-    no_fluid = torch.where(classes == 2, 5, classes)
-    assert volume_loss(right, no_fluid) < 1e-6
-    assert volume_loss(right, torch.full_like(classes, 5)) == 0.0
-
-
 def test_logits_that_know_the_tissues_cost_least():
-    """Unknown voxels count for nothing, and those outside for less."""
+    """Unknown voxels count for nothing, and a tissue that a map does not know neither."""
     random = torch.Generator().manual_seed(0)
     classes = torch.randint(3, (1, 9, 9, 9), generator=random)
-    right = 9.0 * functional.one_hot(classes, 3).movedim(-1, 1).float()
-    wrong = right.roll(1, dims=1)
-    assert tissue_loss(right, classes) < 0.01 < tissue_loss(torch.zeros_like(right), classes)
-    assert tissue_loss(torch.zeros_like(right), classes) < tissue_loss(wrong, classes)
-    assert tissue_loss(wrong, torch.full_like(classes, 3)) == 0.0
+
+    def shares(classes):
+        return functional.one_hot(classes, 4).movedim(-1, 1).float()
+
+    right = 30.0 * shares(classes)[:, :3]
+    wrong, nothing = right.roll(1, dims=1), torch.zeros_like(right)
+    truth = shares(classes)
+    assert tissue_loss(right, truth) < 0.01 < tissue_loss(nothing, truth) < tissue_loss(wrong, truth)
+    assert tissue_loss(wrong, shares(torch.full_like(classes, 3))) == 0.0
     half_known = torch.where(classes == 1, 3, classes)
-    assert tissue_loss(torch.where(half_known[:, None] == 3, wrong, right), half_known) < 0.01
-    missed_outside = torch.where(classes[:, None] == 0, wrong, right)
-    missed_white = torch.where(classes[:, None] == 2, wrong, right)
-    assert tissue_loss(missed_outside, classes) < 0.5 * tissue_loss(missed_white, classes)
+    guess = torch.where(half_known[:, None] == 3, wrong, right)
+    assert tissue_loss(guess, shares(half_known)) < 0.01
+
+
+def test_a_voxel_that_is_half_and_half_is_told_so():
+    """Of all guesses the true shares cost least, so that volumes add up."""
+    truth = torch.tensor([0.0, 0.5, 0.5, 0.0]).reshape(1, 4, 1, 1, 1).expand(1, 4, 6, 6, 6)
+    costs = []
+    for half in (0.2, 0.4, 0.5, 0.6, 0.8):
+        guess = torch.tensor([1e-6, half, 1 - half]).log().reshape(1, 3, 1, 1, 1).expand(1, 3, 6, 6, 6)
+        costs.append(float(tissue_loss(guess, truth)))
+    assert min(costs) == costs[2]

@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 
-from medsiam.encoding.encoder import TISSUES
+from medsiam.encoding.encoder import TISSUES as TOLD
 from medsiam.training.pairs import BatchSettings, HeadStudio, RadiographStudio, draw_batch
 from medsiam.training.radiograph_synthesis import RadiographSettings
 from medsiam.training.sources import Source
 from medsiam.training.synthesis import SynthesisSettings
-from medsiam.training.tissues import UNKNOWN
 
 SIZE = 16
 
@@ -25,7 +24,7 @@ def head(patient, *, with_map=True):
     return Source(patient, image, labels if with_map else None, 12.0, told, "MR", "muse")
 
 
-def studio(patients=5, **options):
+def studio(patients=5, tells_tissues=False, **options):
     return HeadStudio(
         [head(n, **options) for n in range(patients)],
         SynthesisSettings(),
@@ -33,6 +32,7 @@ def studio(patients=5, **options):
         spacing_mm=12.0,
         labels=("age",),
         measured=("ventricle",),
+        tissues=tells_tissues,
     )
 
 
@@ -122,9 +122,21 @@ def test_another_person_may_be_two_patients_laid_over_each_other():
         assert view.shape == (SIZE, SIZE) and bool(view.isfinite().all())
 
 
-def test_each_view_tells_the_tissue_at_its_voxels():
-    """The ventricle in the middle, white matter around, nothing known of a scan without a map."""
-    seen = drawn(studio()).classes
-    assert seen.shape == (12, SIZE, SIZE, SIZE)
-    assert set(seen.unique().tolist()) == {TISSUES.index(name) for name in ("outside", "ventricle", "white")}
-    assert bool((drawn(studio(with_map=False)).classes == UNKNOWN).all())
+def test_each_view_tells_the_tissues_in_its_voxels():
+    """Ventricle in the middle, white matter around; of a scan without a map all is unknown."""
+    seen = drawn(studio(tells_tissues=True)).tissues
+    assert seen.shape == (12, len(TOLD) + 1, SIZE, SIZE, SIZE)
+    assert torch.allclose(seen.float().sum(1), torch.ones(()), atol=2e-3)
+    held = {TOLD[n] for n in range(len(TOLD)) if float(seen[:, n].max()) > 0.0}
+    assert held == {"outside", "ventricle", "white"} and float(seen[:, -1].max()) == 0.0
+    # Voxels of 12 mm hold more than one tissue: the shares say how much of each.
+    assert bool(((seen > 0.2) & (seen < 0.8)).any())
+    assert bool((drawn(studio(with_map=False, tells_tissues=True)).tissues[:, -1] == 1.0).all())
+    assert drawn(studio()).tissues.numel() == 0
+
+
+def test_a_scan_as_it_is_has_its_own_contrast():
+    """It is what the fit of who is alike looks at; a label map alone shows nothing."""
+    person = studio().person(0, False, torch.Generator())
+    assert person.as_it_is().shape == (SIZE, SIZE, SIZE)
+    assert torch.equal(person.as_it_is(), studio().person(0, False, torch.Generator()).as_it_is())

@@ -181,6 +181,18 @@ def test_labels_alone_are_painted_with_the_means():
     assert torch.equal(painted(None, TISSUE, contrast, seeded(0)), contrast.means[TISSUE.long()])
 
 
+def test_an_images_own_contrast_is_bent_and_never_turned():
+    """A scan as it is teaches what no invented contrast has; where it is not asked for, nothing changes."""
+    own = [draw_contrast(ContrastSettings(own=1.0), seeded(n)) for n in range(20)]
+    assert all(each.by_curve and bool((each.curve.diff() > 0).all()) for each in own)
+    assert max(float((each.curve - torch.linspace(0, 1, 256)).abs().max()) for each in own) < 0.15
+    alone = painted(None, TISSUE, own[0], seeded(0))
+    means = tissue_means(alone, TISSUE)
+    assert float(means[NUMBER["white"]]) > float(means[NUMBER["cortex"]])
+    usual, again = (draw_contrast(ContrastSettings(**told), seeded(3)) for told in ({}, {"own": 0.0}))
+    assert torch.equal(usual.means, again.means)
+
+
 @pytest.mark.parametrize("tissue", [None, TISSUE])
 def test_an_image_follows_the_curve(tissue):
     """Without a label map, or where the contrast says so."""

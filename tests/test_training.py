@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from medsiam.encoding.encoder import EncoderSettings
 from medsiam.encoding.preparation import PreparationSettings
 from medsiam.encoding.weights import load_encoder
 from medsiam.errors import ConfigRefused, TrainingRefused
+from medsiam.pairing.brain_net import load_brain_net
 from medsiam.reading import read_volume
 from medsiam.training.chance import Random
 from medsiam.training.learner import BatchLoss
@@ -266,23 +268,112 @@ def test_training_starts_from_given_weights_of_the_same_network(scans, tmp_path)
         train(parts, tmp_path / "fourth", device="cpu")
 
 
-def test_a_network_learns_tissues_from_where_one_without_them_ended(scans, tmp_path):
-    """Who it is stays; the other way round there is nothing to go on from."""
-    one = {"steps": 1, "learning_rate": 1e-8, "average": 0.0}
+TISSUES = {"encoder": {"tissues": True, "likeness": 1, "trunk_voxels": 16}, "loss": {"tissue": 1.0}}
+NO_OTHERS = {"triplet": 0.0, "neighbour": 0.0, "regression": 0.0, "change": 0.0}
+FEW_STEPS = {"steps": 2, "learning_rate": 1e-3, "average": 0.0}
+
+
+@pytest.fixture(scope="module")
+def many_scans(scans):
+    """The same heads under more names: a fit to labels needs a dozen."""
+    rows = []
+    for n in range(14):
+        shutil.copy(scans / f"{n % 7}.nii.gz", scans / f"again{n}.nii.gz")
+        split = "train" if n < 12 else "validation"
+        rows.append({"path": f"again{n}.nii.gz", "patient": f"q{n}", "split": split, "age": n})
+    write_table(scans / "many.csv", rows)
+    return {"data": {"manifest": "many.csv"}}
+
+
+def test_tissues_alone_leave_who_it_is_as_it_was(scans, many_scans, tmp_path):
+    """They begin as the brain finder tells them; who is alike is fitted to ages."""
     first = train(recipe(scans, "plain.yaml", optimiser={"steps": 2}), tmp_path / "plain", device="cpu")
-    told = {"encoder": {"tissues": True}, "loss": {"tissue": 1.0}}
-    config = recipe(scans, "tissues.yaml", optimiser=one, start_from=str(first.weights), **told)
+    told = TISSUES | many_scans | {"loss": TISSUES["loss"] | NO_OTHERS, "batch": {"follow_ups": 0}}
+    config = recipe(scans, "tissues.yaml", optimiser=FEW_STEPS, start_from=str(first.weights), **told)
     second = train(config, tmp_path / "tissues", device="cpu")
     before, after = load_file(first.weights), load_file(second.weights)
-    assert torch.allclose(before["project.weight"][:4], after["project.weight"], atol=2e-3)
-    assert torch.allclose(before["stem.conv.weight"], after["stem.conv.weight"], atol=2e-3)
-    assert any(name.startswith("reader.") for name in after)
-    back = recipe(scans, "back.yaml", optimiser=one, start_from=str(second.weights))
+    assert torch.equal(before["project.weight"][:4], after["project.weight"])
+    assert all(torch.equal(before[name], after[name]) for name in before if "project" not in name)
+    known = load_brain_net().state_dict()
+    start = {name: value for name, value in known.items() if not name.startswith("score")}
+    assert all(
+        torch.allclose(after[f"reader.{name}"].float(), value, atol=0.01) for name, value in start.items()
+    )
+    about = json.loads((tmp_path / "tissues" / "training.json").read_text())
+    assert about["patients"] == {"train": 12, "validation": 2}
+    assert float(after["alike.weight"].abs().max()) > 0.0
+    back = recipe(scans, "back.yaml", optimiser={"steps": 1}, start_from=str(second.weights))
     with pytest.raises(TrainingRefused, match=r"encoder\.tissues True, the settings say False.*start anew"):
         train(back, tmp_path / "back", device="cpu")
-    without = recipe(scans, "without.yaml", loss={"tissue": 1.0})
-    with pytest.raises(ConfigRefused, match=r"loss\.tissue and loss\.volume need encoder\.tissues"):
-        train(without, tmp_path / "without", device="cpu")
+
+
+def test_a_step_on_tissues_alone_moves_what_tells_them_and_nothing_else():
+    """Not by the optimiser's decay either."""
+    settings = replace(
+        TINY,
+        encoder=replace(TINY.encoder, shares=(0.5, 0.5), tissues=True, likeness=1),
+        loss=LossSettings(triplet=0.0, tissue=1.0),
+    )
+    state = new_state(settings, CPU)
+    before = {name: value.clone() for name, value in state.learner.state_dict().items()}
+    batch = drawn_batch()
+    shares = torch.rand(len(batch.views), 8, 16, 16, 16, generator=Random().manual_seed(1)).softmax(1)
+    batch = replace(batch, tissues=shares, prior=batch.prior[:0], current=batch.current[:0])
+    one_step(state, state.learner, BatchLoss(settings.loss), [batch], settings, CPU)
+    moved = {
+        name for name, value in state.learner.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert moved and all(name.startswith("encoder.reader.") for name in moved)
+    assert "encoder.reader.score.weight" in moved
+
+
+def test_tissues_beside_the_rest_teach_both(scans, many_scans, tmp_path):
+    """Where who it is is taught too, the twins move."""
+    told = TISSUES | many_scans | {"loss": TISSUES["loss"] | NO_OTHERS | {"triplet": 1.0}}
+    drawn = [
+        load_file(
+            train(
+                recipe(scans, f"{steps}.yaml", optimiser=FEW_STEPS | {"steps": steps}, **told),
+                tmp_path / f"{steps}",
+                device="cpu",
+            ).weights
+        )
+        for steps in (1, 3)
+    ]
+    for name in ("stem.conv.weight", "project.weight"):
+        assert not torch.equal(drawn[0][name], drawn[1][name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"loss": {"tissue": 1.0}}, ConfigRefused, r"loss\.tissue needs encoder\.tissues"),
+        ({"encoder": {"tissues": True, "likeness": 1}}, ConfigRefused, r"set loss\.neighbour and loss\.regr"),
+        (
+            {"encoder": {"tissues": True, "likeness": 2}, "loss": {"neighbour": 0.0, "regression": 0.0}},
+            ConfigRefused,
+            r"encoder\.likeness is 2, data\.labels and data\.measured name 1",
+        ),
+        (
+            {"encoder": {"tissues": True, "likeness": 1}, "loss": {"neighbour": 0.0, "regression": 0.0}},
+            TrainingRefused,
+            "5 different values of 'age' are known",
+        ),
+    ],
+)
+def test_tissues_that_cannot_be_taught_are_refused_before_any_step(scans, tmp_path, changes, error, reason):
+    """With what must be otherwise."""
+    with pytest.raises(error, match=reason):
+        train(recipe(scans, "refused.yaml", **changes), tmp_path / "refused", device="cpu")
+
+
+def test_labels_that_are_known_are_not_needed_by_a_loss(scans, tmp_path):
+    """A manifest may name more than is taught."""
+    told = {"neighbour": 0.0, "regression": 0.0}
+    trained = train(
+        recipe(scans, "idle.yaml", optimiser={"steps": 1}, loss=told), tmp_path / "idle", device="cpu"
+    )
+    assert trained.steps == 1
 
 
 @pytest.mark.slow

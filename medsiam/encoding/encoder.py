@@ -3,13 +3,14 @@
     Volume -> prepare -> stem, stride 2 -> stages, stride 2 each -> pyramid
                                         -> means and maximum of the deepest -> embedding
 
-and where it was taught to tell tissues, the last part of the embedding is read from their volumes and
-a few numbers more:
+and where it was taught to tell tissues, by a network beside the first that knows nothing of who it is,
+the last part of the embedding is their volumes:
 
-    pyramid -> back up to every voxel -> tissues -> their volumes, and signs of the whole -> who is alike
+    prepared -> tissue of every voxel -> volumes -> a few scores, fitted to labels -> who is alike,
+                                              unless no brain has such volumes
 
-The first layers at full resolution are what a 3D network costs on a CPU, so there
-are none: 4.7 GFLOP for 96 voxels cubed, five times that with tissues.
+The first layers at full resolution are what a 3D network costs on a CPU, so the twins
+have none: 4.7 GFLOP for 96 voxels cubed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,27 +31,26 @@ from medsiam.encoding.fitting import encoded_that_fits
 from medsiam.encoding.preparation import PreparationSettings, Prepared, prepare
 from medsiam.errors import WeightsRefused
 from medsiam.volume import Grid, Volume
+from medsiam.voxel_net import MULTIPLE, VoxelNet
 
 KERNEL = 3
 STRIDE = 2
 
 # What an encoder of heads may tell apart at every voxel.
-TISSUES = ("outside", "ventricle", "csf", "grey", "white")
+TISSUES = ("outside", "ventricle", "csf", "cortex", "white", "deep grey", "hind brain")
 FLUID = TISSUES.index("csf")
-# Logarithms of the volumes of ventricles, fluid, grey and white over that of the brain without the
-# fluid around it: mean and deviation of the 79 adults (IXI, label maps) it is trained and tuned on.
-VOLUME_MEANS = (-4.30, -2.36, -0.60, -0.83)
-VOLUME_DEVIATIONS = (0.49, 0.26, 0.042, 0.041)
-# Beyond this many deviations no brain lies; what a scan of something else shows is as far.
-FARTHEST_VOLUME = 5.0
 # Volumes below this share of the field are told alike.
 LEAST_VOLUME = 1e-5
-# What volumes do not tell of age: so few that they can hardly be learnt by heart.
-SIGNS = 4
+# Standard scores beyond this are as good as this: 1 in 80. It is a right angle.
+LARGEST_SCORE = 2.5
+# One person in fifteen lies farther, in the squared Mahalanobis distance of six volumes. What lies farther
+# still is a scan whose tissues cannot be told: its last part then fades, and who it is speaks alone.
+USUAL_DISTANCE = 12.0
 
 # Bounds that keep a settings file, or a foreign weight file, from asking for all memory.
 MOST_CHANNELS, MOST_STAGES, LARGEST_EMBEDDING = 512, 6, 4096
-MOST_PARTS, MOST_CELLS = 8, 8
+MOST_PARTS, MOST_CELLS, MOST_SCORES = 8, 8, 64
+FEWEST_TRUNK_VOXELS = 16
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class EncoderSettings:
     embedding_size  numbers in an embedding
     norm_groups     groups of channels that are normalised together
     shares          the embedding's parts, equally long: what each adds to the cosine. What one
-                    part was taught (who it is) does not compete with another (how it looks)
+                    part was taught (who it is) does not compete with another (how it looks);
+                    the last one's goes to the first where tissues cannot be told
     summary_cells   cells along each axis whose means are kept: 1 forgets where, 2 keeps
                     the halves apart
-    tissues         whether the network tells TISSUES at every voxel, and the last part is read from
-                    their volumes and SIGNS numbers of the whole
+    tissues         whether TISSUES are told at every voxel, and the last part is their volumes
+    likeness        how many scores these are brought to
+    trunk_voxels    side of what the twins see, of which the input is a finer picture; 0 for the input itself
     preparation     the size and spacing of the input
     """
 
@@ -76,6 +79,8 @@ class EncoderSettings:
     shares: tuple[float, ...] = (1.0,)
     summary_cells: int = 2
     tissues: bool = False
+    likeness: int = 4
+    trunk_voxels: int = 0
     preparation: PreparationSettings = field(default_factory=PreparationSettings)
 
     def __post_init__(self) -> None:
@@ -98,10 +103,32 @@ class EncoderSettings:
             raise ValueError(f"shares is {self.shares}; they must be above 0 and add up to 1")
         if not 1 <= self.summary_cells <= MOST_CELLS:
             raise ValueError(f"summary_cells is {self.summary_cells}; it must be from 1 to {MOST_CELLS}")
-        if self.tissues and (self.parts < 2 or self.spatial_dims != 3):
+        if not 1 <= self.likeness <= MOST_SCORES:
+            raise ValueError(f"likeness is {self.likeness}; it must be from 1 to {MOST_SCORES}")
+        size = self.preparation.size_voxels
+        if self.trunk_voxels and not FEWEST_TRUNK_VOXELS <= self.trunk_voxels <= size:
+            raise ValueError(
+                f"trunk_voxels is {self.trunk_voxels}; it must be 0 or from {FEWEST_TRUNK_VOXELS} "
+                f"to the {size} of preparation.size_voxels"
+            )
+        if self.tissues:
+            self._check_tissues()
+
+    def _check_tissues(self) -> None:
+        if self.parts < 2 or self.spatial_dims != 3:
             raise ValueError(
                 f"tissues needs volumes and at least 2 parts; there are {self.parts} "
                 f"in {self.spatial_dims} dimensions"
+            )
+        if self.preparation.size_voxels % MULTIPLE:
+            raise ValueError(
+                f"tissues needs a preparation.size_voxels divisible by {MULTIPLE}; "
+                f"it is {self.preparation.size_voxels}"
+            )
+        if 2 * self.likeness > self.embedding_size // self.parts:
+            raise ValueError(
+                f"likeness is {self.likeness}; a part of {self.embedding_size // self.parts} numbers "
+                "has room for half as many scores"
             )
 
     @property
@@ -119,7 +146,7 @@ class Encoded(NamedTuple):
 
     embedding  (B, D), unit norm
     pyramid    (B, C, [k,] j, i) each, finest first
-    tissues    (B, TISSUES, K, J, I) logits at the input's voxels; None where it tells none
+    tissues    (B, TISSUES, K, J, I) logits at the input's voxels; None where none are told
     """
 
     embedding: torch.Tensor
@@ -145,17 +172,30 @@ class TwinEncoder(nn.Module):
         summed = told.embedding_size - part * told.tissues
         self.project = nn.Linear((cells + 1) * told.channels[-1], summed)
         if told.tissues:
-            self.reader = _TissueReader(told)
-            self.signs = nn.Linear((cells + 1) * told.channels[-1], SIGNS)
-            self.alike = nn.Linear(len(VOLUME_MEANS) + SIGNS, part)
+            self.reader = VoxelNet(len(TISSUES))
+            # Fitted to labels once the tissues are told; no gradient reaches it.
+            self.alike = nn.Linear(len(TISSUES) - 1, told.likeness).requires_grad_(False)
+            self.unusual = nn.Linear(len(TISSUES) - 1, len(TISSUES) - 1).requires_grad_(False)
+            nn.init.zeros_(self.unusual.weight)
+            nn.init.zeros_(self.unusual.bias)
 
     def forward(self, images: torch.Tensor) -> Encoded:
         """Embeddings and pyramids of a batch."""
-        levels = [self.stem(images)]
+        levels = [self.stem(self._seen(images))]
         for stage in self.stages:
             levels.append(stage(levels[-1]))
-        tissues = self.reader(levels, images.shape[2:]) if self.settings.tissues else None
+        tissues = self.reader(images) if self.settings.tissues else None
         return Encoded(self._embedding(levels[-1], tissues), tuple(levels), tissues)
+
+    def _seen(self, images: torch.Tensor) -> torch.Tensor:
+        """What the twins see of the input."""
+        size = self.settings.trunk_voxels
+        if not size:
+            return images
+        for axis in range(2, images.dim()):
+            means = torch.from_numpy(_area_means(images.shape[axis], size)).to(images)
+            images = torch.tensordot(images, means, dims=([axis], [1])).movedim(-1, axis)
+        return images
 
     def _embedding(self, deepest: torch.Tensor, tissues: torch.Tensor | None) -> torch.Tensor:
         # The means tell the whole and its sides, the maximum keeps what is small.
@@ -164,42 +204,26 @@ class TwinEncoder(nn.Module):
         # Neighbours differ by less than half precision tells apart.
         with torch.autocast("cuda" if summary.is_cuda else "cpu", enabled=False):
             joined = self.project(summary.float())
+            shares = joined.new_tensor(self.settings.shares).expand(len(joined), -1)
             if tissues is not None:
-                # What people's labels teach must not bend the tissues: label maps alone tell these.
-                scores = volume_scores(tissues.detach().float().softmax(dim=1))
-                scores = torch.cat([scores, self.signs(summary.float())], dim=1)
-                joined = torch.cat([joined, self.alike(scores)], dim=1)
+                told = log_shares(tissues.detach().float().softmax(dim=1))
+                around = on_circles(self.alike(told))
+                room = self.settings.embedding_size // self.settings.parts - around.shape[1]
+                joined = torch.cat([joined, functional.pad(around, (0, room))], dim=1)
+                shares = _where_credible(shares, self.unusual(told).square().sum(1))
             parts = joined.unflatten(1, (self.settings.parts, -1))
-            scale = parts.new_tensor(self.settings.shares).sqrt()[:, None]
-            return (functional.normalize(parts, dim=2) * scale).flatten(1)
+            return (functional.normalize(parts, dim=2) * shares.sqrt()[:, :, None]).flatten(1)
 
 
-class _TissueReader(nn.Module):
-    """From a pyramid back up to the tissues at every voxel of the input (Ronneberger et al. 2015, MICCAI)."""
+def _where_credible(shares: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+    """The shares (B, parts) with the last one's given to the first where volumes are no brain's.
 
-    def __init__(self, settings: EncoderSettings) -> None:
-        super().__init__()
-        # As below: only who builds a network pays for it.
-        from monai.networks.blocks import SubpixelUpsample
-
-        finer, coarser = settings.channels[:-1], settings.channels[1:]
-        self.narrow = nn.ModuleList(nn.Conv3d(c, f, 1) for f, c in zip(finer, coarser, strict=True))
-        self.join = nn.ModuleList(_block(settings, 2 * f, f, strides=1) for f in finer)
-        self.tell = SubpixelUpsample(
-            3, settings.channels[0], len(TISSUES), scale_factor=STRIDE, apply_pad_pool=False
-        )
-
-    def forward(self, levels: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-        """Logits (B, TISSUES, K, J, I) of a pyramid, finest first."""
-        values = levels[-1]
-        for level, narrow, join in reversed(list(zip(levels[:-1], self.narrow, self.join, strict=True))):
-            up = functional.interpolate(
-                narrow(values), size=level.shape[2:], mode="trilinear", align_corners=False
-            )
-            values = join(torch.cat([up, level], dim=1))
-        told: torch.Tensor = self.tell(values)
-        # An odd size was rounded up on the way down.
-        return told[:, :, : shape[0], : shape[1], : shape[2]]
+    distance  (B,) Mahalanobis distance, squared, of the volumes from those of the people it was fitted to
+    """
+    credible = torch.exp(-(distance - USUAL_DISTANCE).clamp(min=0.0) / USUAL_DISTANCE)
+    last = shares[:, -1] * credible
+    first = shares[:, 0] + shares[:, -1] - last
+    return torch.cat([first[:, None], shares[:, 1:-1], last[:, None]], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,10 +328,10 @@ class Encoder:
     def _features(self, encoded: Encoded, n: int, grid: Grid) -> Features:
         embedding = encoded.embedding[n].float().cpu().numpy().copy()
         embedding.flags.writeable = False
-        maps = []
+        maps, seen = [], _coarser(grid, self.settings.trunk_voxels)
         for depth, level in enumerate(encoded.pyramid, 1):
             values = level[n] if self.settings.spatial_dims == 3 else level[n][:, None]
-            maps.append(FeatureMap(values, level_grid(grid, tuple(values.shape[1:]), STRIDE**depth)))
+            maps.append(FeatureMap(values, level_grid(seen, tuple(values.shape[1:]), STRIDE**depth)))
         return Features(embedding, tuple(maps), self.encoder_id)
 
 
@@ -315,6 +339,17 @@ def cosine_distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> 
     """1 minus the cosine of two embeddings (D,): 0 alike, 1 unrelated, 2 opposite."""
     product = float(first.astype(np.float64) @ second.astype(np.float64))
     return 1.0 - product / float(np.linalg.norm(first) * np.linalg.norm(second))
+
+
+def _coarser(grid: Grid, voxels: int) -> Grid:
+    """The grid of so many voxels along each axis over the same box; the grid itself for 0."""
+    if not voxels:
+        return grid
+    shape = (1 if grid.is_flat else voxels, voxels, voxels)
+    ratio = np.array(grid.shape) / shape
+    matrix = grid.world_from_index @ np.diag([*ratio, 1.0])
+    matrix[:3, 3] = grid.world([(ratio - 1.0) / 2.0])[0]
+    return Grid(shape, matrix)
 
 
 def level_grid(grid: Grid, shape: tuple[int, ...], stride: int) -> Grid:
@@ -326,17 +361,34 @@ def level_grid(grid: Grid, shape: tuple[int, ...], stride: int) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), grid.world_from_index @ np.diag([*steps, 1.0]))
 
 
-def volume_scores(shares: torch.Tensor) -> torch.Tensor:
-    """(B, 4): volumes of ventricles, fluid, grey and white as standard scores of adults.
+def log_shares(tissues: torch.Tensor) -> torch.Tensor:
+    """(B, TISSUES - 1): logarithms of each tissue's volume over that of the brain.
 
-    shares  (B, TISSUES, ...), 0..1, of each voxel
+    tissues  (B, TISSUES, ...), 0..1, of each voxel
     """
-    volumes = shares.flatten(2).mean(2) + LEAST_VOLUME
+    volumes = tissues.flatten(2).mean(2) + LEAST_VOLUME
     # Fluid outside is not counted below the line: label maps differ in how far it reaches.
     brain = volumes[:, 1:].sum(1, keepdim=True) - volumes[:, FLUID : FLUID + 1]
-    scores = (volumes[:, 1:] / brain).log() - volumes.new_tensor(VOLUME_MEANS)
-    scores = scores / volumes.new_tensor(VOLUME_DEVIATIONS)
-    return scores.clamp(-FARTHEST_VOLUME, FARTHEST_VOLUME)
+    return (volumes[:, 1:] / brain).log()
+
+
+def on_circles(scores: torch.Tensor) -> torch.Tensor:
+    """(B, 2 L): each standard score (B, L) as a point of a circle, LARGEST_SCORE a right angle.
+
+    The cosine of two such rows is the mean cosine of their scores' angles: people of like scores lie near.
+    """
+    angles = scores.clamp(-LARGEST_SCORE, LARGEST_SCORE) * (0.5 * math.pi / LARGEST_SCORE)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+@lru_cache(maxsize=8)
+def _area_means(size: int, fewer: int) -> NDArray[np.float32]:
+    """(fewer, size): what each of fewer voxels over the same length sees of the others, as shares."""
+    ends = np.arange(fewer + 1) * size / fewer
+    voxels = np.arange(size)
+    low = np.maximum(ends[:-1, None], voxels)
+    high = np.minimum(ends[1:, None], voxels + 1)
+    return ((high - low).clip(min=0.0) * fewer / size).astype(np.float32)
 
 
 def _cell_means(values: torch.Tensor, cells: int) -> torch.Tensor:

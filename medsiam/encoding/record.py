@@ -92,12 +92,13 @@ def settings_from(told: Mapping[str, Any]) -> EncoderSettings:
     """The settings of a record. Raises ValueError, TypeError or KeyError where they are not plain."""
     size, spacing = told["preparation"]["size_voxels"], told["preparation"]["spacing_mm"]
     names = ("spatial_dims", "embedding_size", "norm_groups", "summary_cells")
-    whole = {name: told[name] for name in names}
+    # Files of earlier versions lack the last ones.
+    fresh = {name: told.get(name, default) for name, default in (("trunk_voxels", 0), ("likeness", 4))}
+    whole = {name: told[name] for name in names} | fresh
     if any(type(number) is not int for number in (*whole.values(), *told["channels"], size)):
         raise TypeError("a setting is no whole number")
     if any(type(number) not in (int, float) for number in (spacing, *told["shares"])):
         raise TypeError("the spacing or a share is no number")
-    # Files of earlier versions lack it.
     tissues = told.get("tissues", False)
     if type(tissues) is not bool:
         raise TypeError("tissues is neither true nor false")

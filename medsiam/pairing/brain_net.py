@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import monai.networks.blocks  # noqa: F401 - VoxelNet's: what is imported amid a comparison may find no memory
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from monai.networks.blocks import Convolution
 from numpy.typing import NDArray
 from safetensors.torch import load
 from scipy import ndimage
-from torch import nn
 
 from medsiam.errors import WeightsRefused
 from medsiam.pairing.sampling import covering, sample
 from medsiam.volume import Grid, Volume
+from medsiam.voxel_net import MULTIPLE, VoxelNet
 
 WEIGHTS = Path(__file__).with_name("brain.safetensors")
 
@@ -39,7 +39,6 @@ CONTENT_LEVEL = 0.08
 CONTENT_MARGIN = 2
 
 # Sizes of the network's input: three halvings, and no axis that vanishes in them.
-MULTIPLE = 8
 SMALLEST = 32
 LARGEST = 96
 
@@ -251,75 +250,11 @@ def _doubt(signs: _Signs, gate: GateSettings) -> str:
     return ""
 
 
-class BrainNet(nn.Module):
-    """Five class scores per voxel of a 3 mm image.
+class BrainNet(VoxelNet):
+    """Scores of the five CLASSES for each voxel of a 3 mm image."""
 
-    in (B, 1, K, J, I), values 0..1, sizes divisible by 8; out (B, 5, K, J, I) logits
-    """
-
-    def __init__(self, channels: tuple[int, ...] = (8, 16, 32, 64)) -> None:
-        super().__init__()
-        first, *deeper = channels
-        self.stem = _conv(3, first)
-        self.down = nn.ModuleList(
-            nn.Sequential(_conv(a, b, strides=2), _conv(b, b))
-            for a, b in zip(channels[:-1], deeper, strict=True)
-        )
-        self.floor = _conv(channels[-1], channels[-1])
-        self.up = nn.ModuleList(
-            nn.ConvTranspose3d(b, a, kernel_size=2, stride=2)
-            for a, b in zip(channels[:-1], deeper, strict=True)
-        )
-        self.merge = nn.ModuleList(_conv(2 * a, a) for a in channels[:-1])
-        self.score = nn.Conv3d(first, len(CLASSES), kernel_size=1)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 5, K, J, I)."""
-        skips = [self.stem(local_contrast(image))]
-        for step in self.down:
-            skips.append(step(skips[-1]))
-        field = self.floor(skips.pop())
-        for level in reversed(range(len(skips))):
-            field = self.merge[level](torch.cat([self.up[level](field), skips[level]], dim=1))
-        return self.score(field)
-
-
-def local_contrast(image: torch.Tensor) -> torch.Tensor:
-    """Three channels (B, 3, K, J, I): the image, its local contrast, its relative edges.
-
-    Brain lies in a narrow band of a scan's range where fat or fluid is bright. The
-    second channel is the distance from the mean of 21 mm in local deviations; the
-    third, the gradient in units of its mean over 45 mm, knows no contrast at all.
-    """
-    mean = _box_mean(image, 7)
-    spread = (_box_mean(image * image, 7) - mean * mean).clamp(min=0.0).sqrt()
-    contrast = ((image - mean) / (spread + 0.03)).clamp(-3.0, 3.0)
-    wide = functional.pad(image, (1,) * 6, mode="replicate")
-    inner = [slice(None), slice(None)] + [slice(1, -1)] * 3
-    squares = torch.zeros_like(image)
-    for axis in (2, 3, 4):
-        after, before = list(inner), list(inner)
-        after[axis], before[axis] = slice(2, None), slice(None, -2)
-        squares = squares + (wide[tuple(after)] - wide[tuple(before)]) ** 2
-    edge = squares.sqrt()
-    relative = (edge / (_box_mean(edge, 15) + 0.01)).clamp(max=4.0)
-    return torch.cat([image, contrast, relative], dim=1)
-
-
-def _box_mean(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Mean over a cube, one axis after the other; at the rim over what there is."""
-    for axis in range(3):
-        window, reach = [1, 1, 1], [0, 0, 0]
-        window[axis], reach[axis] = size, size // 2
-        image = functional.avg_pool3d(image, window, 1, reach, count_include_pad=False)
-    return image
-
-
-def _conv(source: int, target: int, strides: int = 1) -> nn.Module:
-    norm = ("INSTANCE", {"affine": True})
-    return Convolution(
-        3, source, target, strides=strides, act="LEAKYRELU", norm=norm, adn_ordering="NA", bias=False
-    )
+    def __init__(self) -> None:
+        super().__init__(len(CLASSES))
 
 
 def normalised(image: torch.Tensor) -> torch.Tensor:

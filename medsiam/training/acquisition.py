@@ -149,13 +149,13 @@ def sampled(
     nearest: bool = False,
     bend: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The signal (K, J, I) at the view's voxels, 0 outside.
+    """The signal (K, J, I) or signals (C, K, J, I) at the view's voxels, 0 outside.
 
     spacing_mm  of the signal, whose centre is the origin
     nearest     for label maps
     bend        (3, K, J, I) mm on the signal's grid: sampled at place + displacement
     """
-    reach = torch.tensor(signal.shape) * spacing_mm / 2.0
+    reach = torch.tensor(signal.shape[-3:]) * spacing_mm / 2.0
     matrix = view.turn * (view.size * view.spacing_mm / 2.0) / reach[:, None]
     # torch's order is (i, j, k) on both sides.
     rows = torch.cat([matrix.flip(0, 1), (view.centre_mm / reach).flip(0)[:, None]], dim=1)
@@ -165,9 +165,11 @@ def sampled(
         moved = functional.grid_sample(steps, grid, padding_mode="border", align_corners=False)
         grid = grid + moved.movedim(1, -1)
     mode = "nearest" if nearest else "bilinear"
-    return functional.grid_sample(
-        signal[None, None].float(), grid, mode=mode, padding_mode="zeros", align_corners=False
-    )[0, 0]
+    channels = signal if signal.dim() == 4 else signal[None]
+    out = functional.grid_sample(
+        channels[None].float(), grid, mode=mode, padding_mode="zeros", align_corners=False
+    )[0]
+    return out if signal.dim() == 4 else out[0]
 
 
 def sliced(

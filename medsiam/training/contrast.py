@@ -10,6 +10,7 @@ every contrast is tied to none.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +39,8 @@ KINDS = (
 )
 
 CURVE_POINTS = 256
+# The logarithm of the largest power that bends an image's own contrast.
+OWN_BEND = 0.35
 
 # Hounsfield units hardly differ between people, and carry little of an MR's detail.
 CT_JITTER, CT_DETAIL = 0.004, 0.04
@@ -47,7 +50,8 @@ CT_JITTER, CT_DETAIL = 0.004, 0.04
 class ContrastSettings:
     """How a scan's contrast is drawn.
 
-    curve       share of contrasts that are a curve of the image's own values
+    own         share of contrasts that are the image's own, bent by a power alone
+    curve       share of the rest that are a curve of the image's own values
     known       share of the rest that imitates a known sequence
     jitter      deviation of a known sequence's means, relative
     detail      largest factor on the image's own detail within a tissue
@@ -55,6 +59,7 @@ class ContrastSettings:
     scalp       share of contrasts whose fat is suppressed or enhanced
     """
 
+    own: float = field(default=0.0, metadata={"range": (0.0, 1.0)})
     curve: float = field(default=0.3, metadata={"range": (0.0, 1.0)})
     known: float = field(default=0.6, metadata={"range": (0.0, 1.0)})
     jitter: float = field(default=0.12, metadata={"range": (0.0, 1.0)})
@@ -87,6 +92,12 @@ def draw_contrast(settings: ContrastSettings, random: Random) -> Contrast:
     """A contrast by chance."""
     detail = uniform(-settings.detail, settings.detail, random)
     grain = settings.grain * torch.rand(len(TISSUES), generator=random)
+    # Drawn only where it is asked for: other recipes keep their numbers.
+    if settings.own > 0.0 and chance(settings.own, random):
+        power = math.exp(uniform(-OWN_BEND, OWN_BEND, random))
+        # A label map alone, which has no contrast of its own, is painted as a T1.
+        means = _imitated("t1", settings.jitter, random).clamp_(0.0, 1.5)
+        return Contrast(means, detail, grain, torch.linspace(0, 1, CURVE_POINTS) ** power, True)
     by_curve = chance(settings.curve, random)
     sequence = list(SEQUENCES)[choice(len(SEQUENCES), random)] if chance(settings.known, random) else ""
     if sequence == "ct":

@@ -17,7 +17,6 @@ from medsiam.training.losses import (
     neighbour_loss,
     regression_loss,
     tissue_loss,
-    volume_loss,
 )
 from medsiam.training.pairs import Batch
 
@@ -82,16 +81,14 @@ class BatchLoss(nn.Module):
         Where the embedding has parts, the first is taught who it is, the last who is alike.
         """
         told = {"identity": self.identity(learnt.parts[:, 0], batch.people)}
-        if batch.labels.shape[1]:
+        if self.settings.neighbour or self.settings.regression:
             scores = (batch.labels - self.scales[0]) / self.scales[1]
             if self.settings.neighbour:
                 told["neighbour"] = self.settings.neighbour * neighbour_loss(learnt.parts[:, -1], scores)
             if self.settings.regression:
                 told["regression"] = self.settings.regression * regression_loss(learnt.labels.float(), scores)
         if self.settings.tissue and learnt.tissues is not None:
-            told["tissue"] = self.settings.tissue * tissue_loss(learnt.tissues, batch.classes)
-        if self.settings.volume and learnt.tissues is not None:
-            told["volume"] = self.settings.volume * volume_loss(learnt.tissues, batch.classes)
+            told["tissue"] = self.settings.tissue * tissue_loss(learnt.tissues, batch.tissues)
         if self.settings.change and learnt.logits is not None:
             both = change_loss(learnt.logits.appearing, batch.appearing)
             both = both + change_loss(learnt.logits.resolving, batch.resolving)

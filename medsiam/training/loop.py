@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,27 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from medsiam.encoding.encoder import EncoderSettings, TwinEncoder
+from medsiam.encoding.encoder import TISSUES, EncoderSettings, TwinEncoder
 from medsiam.encoding.weights import load_encoder
 from medsiam.errors import TrainingRefused
+from medsiam.pairing.brain_net import CLASSES as BRAIN_CLASSES
+from medsiam.pairing.brain_net import load_brain_net
 from medsiam.training.learner import BatchLoss, Learner
 from medsiam.training.pairs import Batch, BatchSettings, Studio, draw_batch
-from medsiam.training.settings import OptimiserSettings, TrainSettings
+from medsiam.training.settings import WEIGHTS, OptimiserSettings, TrainSettings
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# What the brain finder calls each tissue.
+KNOWN_AS = {
+    "outside": "not brain",
+    "ventricle": "csf",
+    "csf": "csf",
+    "cortex": "grey",
+    "white": "white",
+    "deep grey": "grey",
+    "hind brain": "cerebellum and stem",
+}
 
 # The learning rate ends at this share of its height.
 LAST_RATE = 0.01
@@ -108,6 +121,8 @@ def new_state(settings: TrainSettings, device: torch.device) -> State:
             with_head=settings.loss.change > 0,
             labels=labels if settings.loss.regression > 0 else 0,
         )
+        if settings.encoder.tissues:
+            _start_tissues(learner.encoder)
     if settings.batch.people == 0 and learner.head is not None:
         # Almost no voxel of a cube changes; a network that starts by saying so loses no steps on it.
         nn.init.constant_(learner.head.finish[-1].bias, RARE_LOGIT)  # type: ignore[arg-type]
@@ -115,10 +130,14 @@ def new_state(settings: TrainSettings, device: torch.device) -> State:
         start = load_encoder(settings.start_from, spatial_dims=settings.encoder.spatial_dims)
         _check_same_network(start.settings, settings.encoder, settings.start_from.name)
         _start(learner.encoder, start.network)
+    if tissues_alone(settings):
+        learner.requires_grad_(False)
+        learner.encoder.reader.requires_grad_(True)
     learner.to(device).to(memory_format=_memory_format(settings))  # type: ignore[call-overload]
     told = settings.optimiser
+    taught = [each for each in learner.parameters() if each.requires_grad]
     optimiser = torch.optim.AdamW(
-        learner.parameters(), lr=told.learning_rate, weight_decay=told.weight_decay, betas=(0.9, 0.99)
+        taught, lr=told.learning_rate, weight_decay=told.weight_decay, betas=(0.9, 0.99)
     )
     scaler = torch.amp.GradScaler(device.type, enabled=told.precision == "fp16" and device.type == "cuda")
     return State(learner, copy.deepcopy(learner).requires_grad_(False), optimiser, scaler)
@@ -130,7 +149,13 @@ def _check_same_network(found: EncoderSettings, wanted: EncoderSettings, name: s
         # How parts are weighed and how scans are prepared changes no weight's shape.
         here, there = getattr(wanted, each.name), getattr(found, each.name)
         # A network that tells tissues may start from one without, not the other way round.
-        may_differ = ("shares", "preparation", *(("tissues",) if wanted.tissues else ()))
+        may_differ = (
+            "shares",
+            "preparation",
+            "trunk_voxels",
+            "likeness",
+            *(("tissues",) if wanted.tissues else ()),
+        )
         if each.name not in may_differ and here != there:
             raise TrainingRefused(
                 f"{name} has encoder.{each.name} {there}, the settings say {here}; "
@@ -142,12 +167,27 @@ def _check_same_network(found: EncoderSettings, wanted: EncoderSettings, name: s
         )
 
 
+def tissues_alone(settings: TrainSettings) -> bool:
+    """Whether nothing but the tissues is taught: who it is then stays as it was started from."""
+    told = asdict(settings.loss)
+    return told["tissue"] > 0 and not any(told[name] > 0 for name in WEIGHTS if name != "tissue")
+
+
+def _start_tissues(network: TwinEncoder) -> None:
+    """The tissues begin as the shipped brain finder tells them; where it has one class, two begin alike."""
+    known = load_brain_net().state_dict()
+    rows = [BRAIN_CLASSES.index(KNOWN_AS[tissue]) for tissue in TISSUES]
+    network.reader.load_state_dict(
+        {name: value[rows] if name.startswith("score.") else value for name, value in known.items()}
+    )
+
+
 def _start(network: TwinEncoder, known: TwinEncoder) -> None:
-    """Takes over the weights; a network that is to tell tissues keeps the drawn ones for these."""
+    """Takes over the weights; a network that is to tell tissues keeps its own for these."""
     weights = dict(known.state_dict())
     if network.settings.tissues and not known.settings.tissues:
         rows = network.project.out_features
-        # The last part will be read from volumes; the others are the first rows.
+        # The last part will be volumes; the others are the first rows.
         weights |= {name: weights[name][:rows] for name in ("project.weight", "project.bias")}
         weights = network.state_dict() | weights
     network.load_state_dict(weights)

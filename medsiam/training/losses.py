@@ -16,16 +16,12 @@ from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import nn
 
-from medsiam.encoding.encoder import volume_scores
+from medsiam.encoding.encoder import LARGEST_SCORE
 
-# Standard scores beyond this are as good as this: 1 in 80.
-LARGEST_SCORE = 2.5
-
-# What a voxel outside the brain counts beside one inside.
-OUTSIDE_WEIGHT = 0.2
-
-# Of a view's voxels; a tissue with fewer may be one that the map does not know.
-LEAST_TOLD = 1e-4
+# Of the tissues' cross-entropy beside their Dice: most voxels are outside, and soon told.
+ENTROPY_WEIGHT = 4.0
+# Keeps the Dice of a tissue of few voxels from leaping.
+FEW_VOXELS = 5.0
 
 Mining = Literal["all", "semihard", "hard"]
 
@@ -39,7 +35,6 @@ class LossSettings:
     neighbour                     on labels: those with nearer labels lie nearer, at a stated cosine
     regression                    on labels: a linear layer reads them from the last part
     tissue                        on the tissues at every voxel, where the encoder tells them
-    volume                        on the tissues' volumes in the view, likewise
     change                        on the dense maps
     """
 
@@ -49,7 +44,6 @@ class LossSettings:
     neighbour: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     regression: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     tissue: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
-    volume: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     change: float = field(default=0.0, metadata={"range": (0.0, 100.0)})
     mining: Mining = "semihard"
     margin: float = field(default=0.2, metadata={"range": (0.0, 2.0)})
@@ -112,39 +106,27 @@ def regression_loss(told: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.smooth_l1_loss(told[known], labels[known])
 
 
-def tissue_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of the tissues' logits against the tissue at each voxel.
+def tissue_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy and soft Dice of the tissues' logits against their shares in each voxel.
 
-    What pools to a volume later is told first where it lies.
+    A voxel of a brain mostly holds two tissues: the shares, not the larger one, add up to a volume.
 
-    logits   (N, C, K, J, I)
-    classes  (N, K, J, I) 0..C-1, C where unknown
+    logits  (N, C, K, J, I)
+    shares  (N, C + 1, K, J, I) 0..1, the last is not known
     """
     count = logits.shape[1]
-    if not bool((classes != count).any()):
-        return logits.sum() * 0.0
-    # Most of a scan is outside, and soon told.
-    weight = torch.tensor([OUTSIDE_WEIGHT] + [1.0] * (count - 1), device=logits.device)
-    return functional.cross_entropy(logits.float(), classes.long(), weight, ignore_index=count)
-
-
-def volume_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The smooth absolute error of the tissues' volumes in each view, as standard scores of adults.
-
-    Voxels may each be right within their doubt while their sum is not: it is asked for as it is used.
-
-    logits   (N, C, K, J, I)
-    classes  (N, K, J, I) 0..C-1, C where unknown; what is unknown counts on neither side
-    """
-    count = logits.shape[1]
-    truth = functional.one_hot(classes.long(), count + 1).movedim(-1, 1)[:, :count].float()
-    known = (classes != count)[:, None]
-    told = volume_scores(logits.float().softmax(dim=1) * known)
-    # A map that has no number for a tissue says nothing of its volume.
-    there = truth.flatten(2).mean(2)[:, 1:] > LEAST_TOLD
-    if not bool(there.any()):
-        return logits.sum() * 0.0
-    return functional.smooth_l1_loss(told[there], volume_scores(truth)[there])
+    truth, known = shares[:, :count].float(), 1.0 - shares[:, count:].float()
+    told = logits.float().log_softmax(dim=1)
+    entropy = -(truth * told).sum(1).mean()
+    guess = (told.exp() * known)[:, 1:].flatten(2)
+    wanted = truth[:, 1:].flatten(2)
+    # The squared form has its optimum where the guess equals a soft truth.
+    overlap = 2 * (guess * wanted).sum(2) + FEW_VOXELS
+    dice = overlap / ((guess**2).sum(2) + (wanted**2).sum(2) + FEW_VOXELS)
+    # A map that has no number for a tissue, or a scan that misses it, says nothing of it.
+    there = (wanted.sum(2) > 1.0).float()
+    missed = ((1.0 - dice) * there).sum() / there.sum().clamp(min=1.0)
+    return ENTROPY_WEIGHT * entropy + missed
 
 
 def change_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -27,12 +27,13 @@ from medsiam.training.synthesis import (
     FollowUp,
     SynthesisSettings,
     another_person,
-    classes_seen,
     follow_up,
+    plainly_seen,
     scanned,
+    shares_seen,
     tissue_share,
 )
-from medsiam.training.tissues import UNKNOWN, tissue_map
+from medsiam.training.tissues import tissue_map
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Batch:
     people     (people x views,) who it is
     labels     (people x views, L), nan where unknown
     acquisition  (people x views, Z), numbers that describe how each was made
-    classes    (people x views, [K,] J, I) uint8, index into the encoder's TISSUES; UNKNOWN where not told
+    tissues    (people x views, TISSUES + 1, K, J, I) float16, the share of each of the encoder's TISSUES
+               in each voxel, the last of what is not known; (people x views, 0) where none are told
     prior, current, appearing, resolving  (F, 1, [K,] J, I); F may be 0
     """
 
@@ -75,7 +77,7 @@ class Batch:
     people: torch.Tensor
     labels: torch.Tensor
     acquisition: torch.Tensor
-    classes: torch.Tensor
+    tissues: torch.Tensor
     prior: torch.Tensor
     current: torch.Tensor
     appearing: torch.Tensor
@@ -103,10 +105,10 @@ class Studio(Interface):
 
 
 class Seen(NamedTuple):
-    """A view ([K,] J, I), 0..1, and the class of tissue at each of its voxels."""
+    """A view ([K,] J, I), 0..1, and the tissues' shares in each of its voxels, as a Batch has them."""
 
     image: torch.Tensor
-    classes: torch.Tensor
+    tissues: torch.Tensor
 
 
 class Person(Interface):
@@ -139,7 +141,7 @@ def draw_batch(studio: Studio, settings: BatchSettings, random: Random) -> Batch
         return _without_views(pairs)
     people = torch.arange(settings.people).repeat_interleave(settings.views)
     images = torch.stack([view.image for view in views])[:, None]
-    told = torch.stack(labels), torch.stack(made), torch.stack([view.classes for view in views])
+    told = torch.stack(labels), torch.stack(made), torch.stack([view.tissues for view in views])
     return Batch(images, people, *told, *_stacked(pairs, images.shape[2:]))
 
 
@@ -147,8 +149,7 @@ def _without_views(pairs: Sequence[FollowUp]) -> Batch:
     """A batch of follow-ups alone. Of at least one: its shape is theirs."""
     shape = pairs[0].prior.shape
     nobody = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0, 0)
-    classes = torch.zeros(0, *shape, dtype=torch.uint8)
-    return Batch(torch.zeros(0, 1, *shape), *nobody, classes, *_stacked(pairs, shape))
+    return Batch(torch.zeros(0, 1, *shape), *nobody, torch.zeros(0, 0), *_stacked(pairs, shape))
 
 
 def _stacked(pairs: Sequence[FollowUp], shape: torch.Size) -> tuple[torch.Tensor, ...]:
@@ -166,6 +167,7 @@ class HeadStudio:
     size, spacing_mm  of the encoder's input
     labels            columns of the manifest
     measured          tissues whose share of the brain is a label, on a logarithmic scale
+    tissues           whether each view tells the tissues in its voxels
     """
 
     def __init__(
@@ -177,8 +179,9 @@ class HeadStudio:
         spacing_mm: float,
         labels: Sequence[str] = (),
         measured: Sequence[str] = (),
+        tissues: bool = False,
     ) -> None:
-        self.settings, self.size, self.spacing_mm = settings, size, spacing_mm
+        self.settings, self.size, self.spacing_mm, self.tissues = settings, size, spacing_mm, tissues
         self.labels, self.measured = tuple(labels), tuple(measured)
         self._scans = _by_patient(sources)
         self._anatomies: dict[int, Anatomy] = {}
@@ -201,7 +204,7 @@ class HeadStudio:
         """The protocol in numbers."""
         return protocol.described()  # type: ignore[attr-defined, no-any-return]
 
-    def person(self, patient: int, warp: bool, random: Random) -> Person:
+    def person(self, patient: int, warp: bool, random: Random) -> Head:
         """The patient, or another person made of one of the patient's scans."""
         scans = self._scans[patient]
         source = scans[choice(len(scans), random)]
@@ -211,7 +214,7 @@ class HeadStudio:
         # Who is bent is nobody, and nobody's age is known; volumes are measured on the bent head.
         told = [math.nan if warp else source.known.get(name, math.nan) for name in self.labels]
         shares = [_log_share(anatomy, name) for name in self.measured]
-        return _Head(self, anatomy, (*told, *shares))
+        return Head(self, anatomy, (*told, *shares))
 
     def follow_up(self, patient: int, random: Random) -> FollowUp:
         """Two visits of the patient."""
@@ -227,16 +230,23 @@ class HeadStudio:
 
 
 @dataclass(frozen=True, eq=False)
-class _Head:
+class Head:
+    """Somebody whose head can be scanned."""
+
     studio: HeadStudio
     anatomy: Anatomy
     labels: tuple[float, ...]
 
     def view(self, protocol: object, random: Random) -> Seen:
+        """A scan under a protocol, in a position by chance."""
         settings = self.studio.settings
         place = draw_view(self.studio.size, self.studio.spacing_mm, settings.acquisition, random)
         image = scanned(self.anatomy, protocol, place, settings, random)  # type: ignore[arg-type]
-        return Seen(image, classes_seen(self.anatomy, place))
+        return Seen(image, shares_seen(self.anatomy, place) if self.studio.tissues else torch.zeros(0))
+
+    def as_it_is(self) -> torch.Tensor | None:
+        """The scan itself (K, J, I) as the encoder sees it; None where only a label map is known."""
+        return plainly_seen(self.anatomy, self.studio.size, self.studio.spacing_mm)
 
 
 class RadiographStudio:
@@ -316,7 +326,7 @@ class _Person2D:
 
     def view(self, protocol: object, random: Random) -> Seen:
         image = self._view(random)
-        return Seen(image, torch.full(image.shape, UNKNOWN, dtype=torch.uint8))
+        return Seen(image, torch.zeros(0))
 
     def _view(self, random: Random) -> torch.Tensor:
         if len(self.chests) == 1:

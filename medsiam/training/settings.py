@@ -16,6 +16,9 @@ from medsiam.training.synthesis import SynthesisSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+# The parts of the loss, as LossSettings names their weights.
+WEIGHTS = ("triplet", "contrastive", "ntxent", "neighbour", "regression", "tissue", "change")
+
 
 @dataclass(frozen=True)
 class DataSettings:

@@ -25,6 +25,7 @@ from medsiam.training.acquisition import (
     acquired,
     draw_protocol,
     draw_view,
+    normalised,
     sampled,
 )
 from medsiam.training.chance import Random, chance, uniform
@@ -153,12 +154,27 @@ def scanned(
     return acquired(seen, protocol, view.spacing_mm, settings.acquisition, random)
 
 
-def classes_seen(anatomy: Anatomy, view: View) -> torch.Tensor:
-    """uint8 (K, J, I), index into the encoder's TISSUES, at the view's voxels; UNKNOWN without a map."""
+def shares_seen(anatomy: Anatomy, view: View) -> torch.Tensor:
+    """float16 (TISSUES + 1, K, J, I), 0..1: the share of each of the encoder's TISSUES in the view's voxels.
+
+    The last is what cannot be told: all of it without a map.
+    """
     if anatomy.tissue is None:
-        return torch.full((view.size,) * 3, UNKNOWN, dtype=torch.uint8)
-    tissue = sampled(anatomy.tissue, anatomy.spacing_mm, view, nearest=True, bend=anatomy.ageing)
-    return class_map(tissue.to(torch.uint8))
+        unknown = torch.zeros(UNKNOWN + 1, *(view.size,) * 3, dtype=torch.float16)
+        unknown[UNKNOWN] = 1.0
+        return unknown
+    classes = class_map(anatomy.tissue)
+    inside = torch.stack([classes == number for number in range(1, UNKNOWN + 1)])
+    shares = sampled(inside, anatomy.spacing_mm, view, bend=anatomy.ageing)
+    return torch.cat([1.0 - shares.sum(0, keepdim=True), shares]).clamp_(0.0, 1.0).half()
+
+
+def plainly_seen(anatomy: Anatomy, size: int, spacing_mm: float) -> torch.Tensor | None:
+    """(K, J, I) 0..1: the image itself as the encoder would see it; None without one."""
+    if anatomy.image is None:
+        return None
+    straight = View(size, spacing_mm, torch.eye(3), torch.zeros(3))
+    return normalised(sampled(anatomy.image, anatomy.spacing_mm, straight))
 
 
 def follow_up(

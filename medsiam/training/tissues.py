@@ -83,8 +83,10 @@ CLASSES = {
     "outside": ("air", "dark", "soft", "fat", "vessel", "eye", "marrow"),
     "ventricle": ("ventricle",),
     "csf": ("csf",),
-    "grey": ("cortex", "deep grey", "cerebellar grey"),
-    "white": ("white", "cerebellar white", "stem"),
+    "cortex": ("cortex",),
+    "white": ("white",),
+    "deep grey": ("deep grey",),
+    "hind brain": ("cerebellar grey", "cerebellar white", "stem"),
 }
 UNKNOWN = len(TOLD)
 

@@ -32,6 +32,7 @@ from medsiam.training.calibration import calibrated
 from medsiam.training.curves import Curves
 from medsiam.training.erasure import acquisition_erased
 from medsiam.training.learner import BatchLoss, label_scales
+from medsiam.training.likeness import check_labels, likeness_fitted
 from medsiam.training.loop import (
     Batches,
     Process,
@@ -49,10 +50,8 @@ from medsiam.training.loop import (
 from medsiam.training.manifest import check_enough, read_manifest
 from medsiam.training.pairs import HeadStudio, RadiographStudio, Studio
 from medsiam.training.patches import PatchStudio
-from medsiam.training.settings import TrainSettings
+from medsiam.training.settings import WEIGHTS, TrainSettings
 from medsiam.training.sources import Loaded, Source, SourceSettings, load_sources
-
-WEIGHTS = ("triplet", "contrastive", "ntxent", "neighbour", "regression", "tissue", "volume", "change")
 
 # step, of how many, the latest figures
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -114,6 +113,10 @@ class _Run:
             split: _loaded(settings, split, out / "cache", strict) for split in ("train", "validation")
         }
         self.batches = {split: _batches(settings, each.sources) for split, each in self.loaded.items()}
+        studio = self.batches["train"].studio
+        self.fitted = studio if settings.encoder.tissues and isinstance(studio, HeadStudio) else None
+        if self.fitted is not None:
+            check_labels(self.fitted)
         scales = label_scales(sample_batches(self.batches["train"])) if _uses_labels(settings) else None
         self.loss = BatchLoss(settings.loss, scales).to(process.device)
         self.state = new_state(settings, process.device)
@@ -210,6 +213,12 @@ class _Run:
             head = "encoder."
             network.load_state_dict({k.removeprefix(head): v for k, v in best.items() if k.startswith(head)})
             about: dict[str, Any] = {"name": settings.name, "step": state.best_step, "seed": settings.seed}
+            if self.fitted is not None:
+                explained = likeness_fitted(network, self.fitted)
+                names = (*settings.data.labels, *settings.data.measured)
+                about["likeness"] = {
+                    name: round(share, 3) for name, share in zip(names, explained, strict=True)
+                }
             if settings.erased_batches:
                 measured = sample_batches(self.batches["train"], settings.erased_batches)
                 about["erased_directions"] = acquisition_erased(network, measured)
@@ -302,11 +311,30 @@ def _settings(config: Path) -> TrainSettings:
         raise ConfigRefused(f"{config}: every weight in loss is 0; give one of them a weight")
     if wanted.change > 0 and settings.batch.follow_ups == 0:
         raise ConfigRefused(f"{config}: loss.change needs batch.follow_ups above 0")
-    if max(wanted.tissue, wanted.volume) > 0 and not settings.encoder.tissues:
-        raise ConfigRefused(f"{config}: loss.tissue and loss.volume need encoder.tissues, which tells them")
+    _check_tissues(settings, config)
     if settings.batch.people == 0:
         _check_change_alone(settings, config)
     return settings
+
+
+def _check_tissues(settings: TrainSettings, config: Path) -> None:
+    """Raises ConfigRefused where tissues are taught but not told, or told beside what they replace."""
+    wanted, data = settings.loss, settings.data
+    if not settings.encoder.tissues:
+        if wanted.tissue > 0:
+            raise ConfigRefused(f"{config}: loss.tissue needs encoder.tissues, which tells them")
+        return
+    if max(wanted.neighbour, wanted.regression) > 0:
+        raise ConfigRefused(
+            f"{config}: with encoder.tissues who is alike is fitted to volumes; "
+            "set loss.neighbour and loss.regression to 0"
+        )
+    count = len(data.labels) + len(data.measured)
+    if settings.encoder.likeness != count:
+        raise ConfigRefused(
+            f"{config}: encoder.likeness is {settings.encoder.likeness}, data.labels and data.measured "
+            f"name {count}; make them alike"
+        )
 
 
 def _check_change_alone(settings: TrainSettings, config: Path) -> None:
@@ -391,5 +419,6 @@ def _batches(settings: TrainSettings, sources: tuple[Source, ...]) -> Batches:
             spacing_mm=told.spacing_mm,
             labels=settings.data.labels,
             measured=settings.data.measured,
+            tissues=settings.encoder.tissues,
         )
     return Batches(studio, settings.batch, settings.seed)
