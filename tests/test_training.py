@@ -18,9 +18,9 @@ import yaml
 from safetensors.torch import load_file
 
 from medsiam.config import load_settings
-from medsiam.encoding.encoder import EncoderSettings
+from medsiam.encoding.encoder import EncoderSettings, TwinEncoder
 from medsiam.encoding.preparation import PreparationSettings
-from medsiam.encoding.weights import load_encoder
+from medsiam.encoding.weights import load_encoder, save_encoder
 from medsiam.errors import ConfigRefused, TrainingRefused
 from medsiam.pairing.brain_net import load_brain_net
 from medsiam.reading import read_volume
@@ -325,6 +325,18 @@ def test_a_step_on_tissues_alone_moves_what_tells_them_and_nothing_else():
     }
     assert moved and all(name.startswith("encoder.reader.") for name in moved)
     assert "encoder.reader.score.weight" in moved
+
+
+def test_a_network_with_other_scores_goes_on_all_the_same(tmp_path):
+    """They are fitted after the last step; tissues and twins are taken over."""
+    told = replace(TINY.encoder, shares=(0.5, 0.5), tissues=True, likeness=2)
+    known = TwinEncoder(told)
+    save_encoder(known, tmp_path / "two.safetensors", metadata={})
+    one = replace(TINY, encoder=replace(told, likeness=1), start_from=tmp_path / "two.safetensors")
+    found = new_state(one, CPU).learner.encoder
+    assert found.alike.weight.shape[0] == 1
+    for name in ("reader.score.weight", "stem.conv.weight", "project.weight"):
+        assert torch.equal(found.state_dict()[name], known.state_dict()[name])
 
 
 def test_tissues_beside_the_rest_teach_both(scans, many_scans, tmp_path):

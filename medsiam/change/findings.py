@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from medsiam.change.comparison import Finding, Kind
 from medsiam.change.difference import DifferenceMap
-from medsiam.change.kept import last_kept
+from medsiam.change.kept import depth_voxels
 from medsiam.change.noise_rate import NoiseRate
 from medsiam.change.volumes import measure_volumes
 from medsiam.pairing.intensity import robust_deviation
@@ -126,7 +126,7 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
     """The places that qualify in strength, contrast, depth and change of volume, whatever noise does."""
     strength = _strength(pair, difference, settings)
     labels, signs = _components(pair, difference, strength, settings)
-    depth_mm = _depth(pair.tissue) * float(pair.grid.spacing_mm[-1])
+    depth_mm = depth_voxels(pair.tissue) * float(pair.grid.spacing_mm[-1])
     least = settings.least_contrast_bright if difference.bright else settings.least_contrast
     larger = _larger_voxels(pair)
     coarser, least_mm3 = (larger * _thinned(pair)) ** (1.0 / 3.0), settings.least_mm3 * larger
@@ -166,12 +166,6 @@ def _thinned(pair: Pair) -> float:
     """
     finest_mm = min(float(v.grid.spacing_mm.min()) for v in (pair.prior, pair.current))
     return max(1.0, float(pair.grid.spacing_mm[-1]) / max(GRID_MM, finest_mm))
-
-
-@last_kept
-def _depth(tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """How far, in voxels, each voxel lies inside the tissue."""
-    return ndimage.distance_transform_edt(tissue).astype(np.float32)
 
 
 def find_changes(

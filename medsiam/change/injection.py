@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, optimize, special
+from scipy import optimize, special
 
-from medsiam.change.kept import last_kept
+from medsiam.change.kept import depth_voxels
 from medsiam.pairing.slicing import slicings_of, with_like_slices
 from medsiam.pairing.values import Pair
 from medsiam.volume import Grid
@@ -128,7 +128,7 @@ def _centres(pair: Pair, settings: InjectionSettings, random: np.random.Generato
     if pair.tissue_kinds is not None:
         inside = inside & (pair.tissue_kinds[2:].sum(axis=0) > PARENCHYMA)
     spacing_mm = float(pair.grid.spacing_mm[-1])
-    inside = inside & (_depth(pair.tissue) * spacing_mm > DEPTH_MM)
+    inside = inside & (depth_voxels(pair.tissue) * spacing_mm > DEPTH_MM)
     low, high = _extent(pair)
     edges = np.linspace(low, high, 4).round().astype(int)
     chosen: list[NDArray[np.int64]] = []
@@ -180,12 +180,6 @@ def _extent(pair: Pair) -> tuple[int, int]:
     """First slice of the region and the one after its last; the halfway grid's k runs upwards."""
     held = np.flatnonzero(pair.tissue.any(axis=(1, 2)))
     return (int(held[0]), int(held[-1]) + 1) if held.size else (0, 1)
-
-
-@last_kept
-def _depth(tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """How many voxels each voxel of the tissue lies from what is none: the same for all rescans."""
-    return np.asarray(ndimage.distance_transform_edt(tissue), dtype=np.float32)
 
 
 def _ellipsoid(

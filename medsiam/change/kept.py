@@ -7,7 +7,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,3 +35,9 @@ def last_kept(
         return made
 
     return once
+
+
+@last_kept
+def depth_voxels(tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """How far, in voxels, each voxel (K, J, I) lies inside the tissue."""
+    return ndimage.distance_transform_edt(tissue).astype(np.float32)

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +169,7 @@ def _check_same_network(found: EncoderSettings, wanted: EncoderSettings, name: s
 
 def tissues_alone(settings: TrainSettings) -> bool:
     """Whether nothing but the tissues is taught: who it is then stays as it was started from."""
-    told = asdict(settings.loss)
-    return told["tissue"] > 0 and not any(told[name] > 0 for name in WEIGHTS if name != "tissue")
+    return [name for name in WEIGHTS if getattr(settings.loss, name) > 0] == ["tissue"]
 
 
 def _start_tissues(network: TwinEncoder) -> None:
@@ -184,13 +183,17 @@ def _start_tissues(network: TwinEncoder) -> None:
 
 def _start(network: TwinEncoder, known: TwinEncoder) -> None:
     """Takes over the weights; a network that is to tell tissues keeps its own for these."""
-    weights = dict(known.state_dict())
+    # What is fitted after the last step is fitted anew, and may be of another size.
+    weights = {
+        name: value
+        for name, value in known.state_dict().items()
+        if not name.startswith(("alike.", "unusual."))
+    }
     if network.settings.tissues and not known.settings.tissues:
         rows = network.project.out_features
         # The last part will be volumes; the others are the first rows.
         weights |= {name: weights[name][:rows] for name in ("project.weight", "project.bias")}
-        weights = network.state_dict() | weights
-    network.load_state_dict(weights)
+    network.load_state_dict(network.state_dict() | weights)
 
 
 def wrapped(state: State, process: Process) -> nn.Module:
