@@ -18,7 +18,7 @@ from medsiam.change.dense import dense_weights_sha256
 from medsiam.change.measure import MeasuredChange, measure_change
 from medsiam.change.verdict import Judged, judge_change, judge_radiographs
 from medsiam.config import CompareSettings, load_settings
-from medsiam.encoding.encoder import Encoder, cosine_distance
+from medsiam.encoding.encoder import Encoder, Features, cosine_distance
 from medsiam.encoding.weights import warm_encoder
 from medsiam.errors import InputRefused, ResourceExhausted, named
 from medsiam.pairing.body_parts import regions_of
@@ -29,6 +29,7 @@ from medsiam.pairing.radiograph_pair import pair_up_radiographs
 from medsiam.pairing.region import Region, brain_weights_sha256
 from medsiam.pairing.registration import pose_sentence
 from medsiam.pairing.series_match import match_series
+from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.values import Comparability, Pair, Registration
 from medsiam.reading import SeriesEntry, find_series, load_key, read_series, read_volume
 from medsiam.volume import Volume
@@ -115,30 +116,33 @@ def compare(
     clock = _Stages()
     comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
     check_comparable(comparability)
-    if prior.spatial_dims == current.spatial_dims == 2:
+    with side_by_side(2) as pool:
+        # Nothing that is measured hangs on it, and its network takes a second to load.
+        encoding = pool.submit(_encoded, prior, current, weights, chosen)
         progress("registering")
-        radiograph = pair_up_radiographs(prior, current, comparability, settings.pairing(), chosen)
-        pair, brain = radiograph.pair, None
-        clock.ends("pair")
-        progress("measuring change")
-        judged = judge_radiographs(radiograph)
-    else:
-        progress("registering")
-        regions = find_regions(prior, current)
-        pairing = settings.pairing(fast=fast)
-        there, back = register_regions(prior, current, regions, pairing, chosen)
-        pair = bring_together(prior, current, regions, there, comparability, pairing, chosen)
-        clock.ends("pair")
-        reverse = functools.partial(_reversed, pair, back, pairing, chosen, regions)
-        change = None
-        if pair.registration.quality != "failed":
-            steps = settings.change(fast=fast)
-            change = measure_change(pair, reverse, steps, seed=seed, device=chosen, told=progress)
-        judged = judge_change(pair, change, settings.findings)
-        brain = None if change is None else change.brain_volume
-    clock.ends("change")
-    progress("embedding")
-    encoder, embedding, encoder_notes = _embedded(pair, weights, chosen)
+        if prior.spatial_dims == current.spatial_dims == 2:
+            radiograph = pair_up_radiographs(prior, current, comparability, settings.pairing(), chosen)
+            pair, brain = radiograph.pair, None
+            clock.ends("pair")
+            progress("measuring change")
+            judged = judge_radiographs(radiograph)
+        else:
+            regions = find_regions(prior, current)
+            pairing = settings.pairing(fast=fast)
+            there, back = register_regions(prior, current, regions, pairing, chosen)
+            pair = bring_together(prior, current, regions, there, comparability, pairing, chosen)
+            clock.ends("pair")
+            reverse = functools.partial(_reversed, pair, back, pairing, chosen, regions)
+            change = None
+            if pair.registration.quality != "failed":
+                steps = settings.change(fast=fast)
+                change = measure_change(pair, reverse, steps, seed=seed, device=chosen, told=progress)
+            judged = judge_change(pair, change, settings.findings)
+            brain = None if change is None else change.brain_volume
+        clock.ends("change")
+        progress("embedding")
+        encoder, before, after = encoding.result()
+    embedding, encoder_notes = _apart(encoder, before, after, pair)
     clock.ends("encode")
     told = judged.certificates
     all_notes = (
@@ -233,23 +237,29 @@ def _spacing(volume: Volume) -> tuple[float, float, float]:
     return float(k), float(j), float(i)
 
 
-def _embedded(
-    pair: Pair, weights: str | None, device: torch.device
-) -> tuple[Encoder, EmbeddingDistance, tuple[str, ...]]:
-    """The encoder, how far apart it puts the two scans, and what must be said of it.
+def _encoded(
+    prior: Volume, current: Volume, weights: str | None, device: torch.device
+) -> tuple[Encoder, Features, Features]:
+    """The encoder, and what it makes of both.
 
     Raises WeightsRefused where the named weights are not for scans of this kind.
     """
-    encoder = warm_encoder(weights, pair.current.spatial_dims, str(device))
-    before, after = encoder.encode_pair(pair.prior, pair.current)
+    encoder = warm_encoder(weights, current.spatial_dims, str(device))
+    return encoder, *encoder.encode_pair(prior, current)
+
+
+def _apart(
+    encoder: Encoder, before: Features, after: Features, pair: Pair
+) -> tuple[EmbeddingDistance, tuple[str, ...]]:
+    """How far apart the encoder puts the two scans, and what must be said of it."""
     distance = cosine_distance(before.embedding, after.embedding)
     curve = encoder.same_patient
     if curve is not None and curve.region not in _regions(pair):
         measured_on = curve.region or "unknown"
         told = f"no probability of one patient: the encoder was measured on the {measured_on} alone"
-        return encoder, EmbeddingDistance(encoder.encoder_id, distance, None), (told,)
+        return EmbeddingDistance(encoder.encoder_id, distance, None), (told,)
     probability = encoder.same_patient_probability(before, after)
-    return encoder, EmbeddingDistance(encoder.encoder_id, distance, probability), ()
+    return EmbeddingDistance(encoder.encoder_id, distance, probability), ()
 
 
 def _regions(pair: Pair) -> frozenset[str]:

@@ -39,6 +39,9 @@ with contextlib.suppress(OSError, AttributeError):
 gc.set_threshold(100_000, 20, 50)
 atexit.register(gc.freeze)
 
+# monai takes a third of its time to import for a plotting module that no command uses.
+sys.modules.setdefault("matplotlib.pyplot", None)  # type: ignore[arg-type]
+
 DONE, BUG, INTERRUPTED = 0, 1, 130
 FORMATS = ("json", "html", "nifti", "dicom")
 

@@ -7,6 +7,7 @@ by cancelling.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -102,6 +103,13 @@ class Grid:
     def moved(self, target_from_world: Matrix) -> Grid:
         """The same voxels after a motion of the world (4 x 4, LPS mm)."""
         return Grid(self.shape, target_from_world @ self.world_from_index)
+
+    def part(self, box: Sequence[slice]) -> Grid:
+        """The grid of a box (k, j, i) of its voxels, whose ends are told."""
+        matrix = self.world_from_index.copy()
+        matrix[:3, 3] = self.world([[side.start for side in box]])[0]
+        k, j, i = (int(side.stop - side.start) for side in box)
+        return Grid((k, j, i), matrix)
 
     def is_close(self, other: Grid, tolerance_mm: float = 0.01) -> bool:
         """Whether both grids put every voxel at the same place."""

@@ -15,7 +15,7 @@ from medsiam.errors import WeightsRefused
 from medsiam.pairing import brain_net
 from medsiam.pairing.brain_net import BrainNet, BrainTissue, content_box, normalised, segment_brain
 from medsiam.pairing.region import KeptBrains
-from medsiam.pairing.sampling import sample
+from medsiam.sampling import sample
 from medsiam.training.brain_synthesis import NAMES, HeadMap, SynthesisSettings, synthesise
 from medsiam.training.brain_training import brain_loss
 from medsiam.volume import Grid, Volume

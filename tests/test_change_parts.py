@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from medsiam.pairing.intensity import IntensitySettings, equalise, robust_deviation
 from medsiam.pairing.motion import exponential, half_of
-from medsiam.pairing.sampling import sample, smooth
 from medsiam.report.pictures import Scene
+from medsiam.sampling import sample, smooth
 from tests.phantoms import box_grid
 
 SHAPE = (24, 28, 26)

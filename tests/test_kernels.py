@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from medsiam.pairing import kernels, sampling
+from medsiam import kernels, sampling
 from medsiam.volume import Grid
 
 SHAPE, TARGET = (19, 41, 37), (23, 38, 44)

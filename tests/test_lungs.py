@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsiam.pairing.lungs import find_lungs, lung_masks
+from medsiam.lungs import find_lungs, lung_masks
 from medsiam.reading import read_volume
 from medsiam.volume import Acquisition, Volume
 from tests.phantoms import box_grid

@@ -31,6 +31,14 @@ def test_every_voxel_lies_where_its_value_says(tmp_path, plane, make):
     assert misplaced_mm(volume) < 0.02
 
 
+def test_a_part_of_a_grid_keeps_its_voxels_places():
+    """The voxels of a box lie where they lay in the whole."""
+    grid = grid_of("oblique")
+    part = grid.part((slice(1, 3), slice(2, 4), slice(0, 3)))
+    assert part.shape == (2, 2, 3)
+    np.testing.assert_allclose(part.world([(0, 0, 0), (1, 1, 2)]), grid.world([(1, 2, 0), (2, 3, 2)]))
+
+
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(3, 7))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_order_of_files_changes_the_volume(tmp_path_factory, seed, count):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from medsiam.pairing.sampling import sample
 from medsiam.pairing.slicing import slice_gap, slicings_of, with_like_slices
+from medsiam.sampling import sample
 from medsiam.volume import Acquisition, Grid, Volume
 
 SIZE_MM = 40

@@ -26,9 +26,9 @@ from medsiam.change.brain_volume import BrainVolumeChange, BrainVolumeSettings, 
 from medsiam.pairing.intensity import IntensitySettings
 from medsiam.pairing.pair_up import PairSettings, pair_up
 from medsiam.pairing.registration import RegistrationSettings
-from medsiam.pairing.sampling import smooth
 from medsiam.pairing.values import Comparability
 from medsiam.reading import read_volume
+from medsiam.sampling import smooth
 from medsiam.training.contrast import SEQUENCES
 from medsiam.training.deformation import atrophy, warped
 from medsiam.training.sources import read_label_map

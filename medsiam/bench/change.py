@@ -15,9 +15,9 @@ from medsiam.bench.scores import Score, Scores
 from medsiam.change.comparison import Comparison
 from medsiam.compare import compare
 from medsiam.pairing.motion import about, translation
-from medsiam.pairing.sampling import sample
 from medsiam.phantom import Lesion, Scan, flair_acquisition, head_phantom, position
 from medsiam.reading import read_volume
+from medsiam.sampling import sample
 from medsiam.volume import Volume
 
 # Voxel Dice and average precision of others on the same masks.

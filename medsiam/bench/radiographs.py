@@ -27,8 +27,8 @@ from medsiam.bench.ms_pairs import data_folder
 from medsiam.bench.scores import Score, Scores
 from medsiam.change.radiograph import RadiographChange, measure_radiograph_change, radiograph_on_current
 from medsiam.config import CompareSettings
+from medsiam.lungs import find_lungs, lung_masks
 from medsiam.pairing.comparability import judge
-from medsiam.pairing.lungs import find_lungs, lung_masks
 from medsiam.pairing.radiograph_pair import RadiographPair, pair_up_radiographs
 from medsiam.reading import read_volume
 from medsiam.training.chance import Random, choice, uniform

@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from medsiam.pairing.motion import about, translation
-from medsiam.pairing.sampling import sample
+from medsiam.sampling import sample
 from medsiam.volume import Acquisition, Grid, Matrix, Volume
 
 Contrast = Literal["same", "curve", "inverted"]

@@ -35,9 +35,9 @@ from medsiam.pairing.deformable import (
     waves,
 )
 from medsiam.pairing.intensity import robust_deviation, thinned
-from medsiam.pairing.sampling import Field, local_mean, sample, smooth
 from medsiam.pairing.slicing import slicings_of, with_like_slices
 from medsiam.pairing.values import Pair
+from medsiam.sampling import Field, local_mean, sample, smooth
 from medsiam.volume import transform
 
 FLUID, GREY, WHITE = 1, 2, 3

@@ -20,8 +20,8 @@ from medsiam.change.findings import FoundChange, find_candidates, find_changes
 from medsiam.change.noise_floor import StepSettings
 from medsiam.change.noise_rate import NoiseRate
 from medsiam.pairing.motion import mean_distance_mm
-from medsiam.pairing.sampling import sample
 from medsiam.pairing.values import Pair
+from medsiam.sampling import sample
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from medsiam.change.kept import last_kept
 from medsiam.pairing.intensity import TUKEY_CUTOFF, curve, interpolated, robust_deviation, thinned
-from medsiam.pairing.sampling import Field, local_mean, smooth
 from medsiam.pairing.sequences import sequence_family
 from medsiam.pairing.values import Pair
+from medsiam.sampling import Field, local_mean, smooth
 
 
 @dataclass(frozen=True)

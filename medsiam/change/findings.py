@@ -24,8 +24,8 @@ from medsiam.change.kept import depth_voxels
 from medsiam.change.noise_rate import NoiseRate
 from medsiam.change.volumes import measure_volumes
 from medsiam.pairing.intensity import robust_deviation
-from medsiam.pairing.sampling import smooth
 from medsiam.pairing.values import Pair
+from medsiam.sampling import smooth
 from medsiam.volume import transform
 
 
@@ -142,7 +142,7 @@ def find_candidates(pair: Pair, difference: DifferenceMap, settings: FindingSett
         if depth_mm[box][place][strongest] < settings.rim_mm:
             continue
         sign = signs[label - 1]
-        volumes = measure_volumes(label, sign, labels, pair, settings.reach_mm)
+        volumes = measure_volumes(label, sign, labels, pair, settings.reach_mm, box)
         before_ml, after_ml = volumes.structure
         if (
             volumes.share_of_place >= settings.least_share_of_place

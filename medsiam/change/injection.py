@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from medsiam.change.kept import depth_voxels
+from medsiam.change.volumes import widened
 from medsiam.pairing.slicing import slicings_of, with_like_slices
 from medsiam.pairing.values import Pair
-from medsiam.volume import Grid
 
 
 @dataclass(frozen=True)
@@ -156,19 +156,12 @@ def _as_scanned(
     spacing_mm = float(pair.grid.spacing_mm[-1])
     thickest_mm = max(float(volume.grid.spacing_mm.max()) for volume in (pair.prior, pair.current))
     reach = int(np.ceil(SLICES_REACHED * thickest_mm / spacing_mm)) + 2
-    wide = tuple(
-        slice(max(0, side.start - reach), min(size, side.stop + reach))
-        for side, size in zip(box, pair.grid.shape, strict=True)
-    )
-    matrix = pair.grid.world_from_index.copy()
-    matrix[:3, 3] = pair.grid.world([[side.start for side in wide]])[0]
-    k, j, i = (side.stop - side.start for side in wide)
-    field = torch.zeros(k, j, i)
+    wide = widened(box, reach, pair.grid.shape, flat=False)
+    grid = pair.grid.part(wide)
+    field = torch.zeros(grid.shape)
     place = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
     field[place] = torch.from_numpy(relief).float()
-    slicings = slicings_of(
-        (pair.prior, pair.current), (pair.prior_from_half, pair.current_from_half), Grid((k, j, i), matrix)
-    )
+    slicings = slicings_of((pair.prior, pair.current), (pair.prior_from_half, pair.current_from_half), grid)
     shown = slicings[0 if into_prior else 1].shows(field)
     nothing = torch.zeros_like(shown)
     # What the other scan's slices make of it goes through the same step as the pair did.

@@ -21,7 +21,7 @@ from scipy import ndimage, stats
 from medsiam.change.comparison import Kind, Verdict
 from medsiam.pairing.intensity import curve, interpolated, thinned
 from medsiam.pairing.radiograph_pair import RadiographPair, is_in_order, on_current
-from medsiam.pairing.sampling import Field, smooth
+from medsiam.sampling import Field, smooth
 from medsiam.volume import transform
 
 # Zones as radiologists name them; the patient's right lies on the left of the image.

@@ -23,8 +23,8 @@ import torch.nn.functional as functional
 from medsiam.change.difference import steepness
 from medsiam.pairing.deformable import displaced
 from medsiam.pairing.intensity import curve, thinned
-from medsiam.pairing.sampling import Field, sample, smooth
 from medsiam.pairing.values import Pair
+from medsiam.sampling import Field, sample, smooth
 from medsiam.volume import Matrix, Volume
 
 Base = Literal["prior", "current"]
@@ -36,8 +36,8 @@ CLASSES = 40
 # in variance with each doubling of the window. What is left moves all alike (SHIFT_SHARE), or is told
 # apart from voxel to voxel (GRAIN_SHARE): noise in proportion to the edge.
 WAVES_MM, WAVE_SHARES, SHIFT_SHARE, GRAIN_SHARE = (8.0, 16.0), (0.25, 0.15), 0.1, 0.5
-# Immerkaer's mask, and the deviation that it makes of noise of deviation one.
-ROUGHNESS, ROUGHNESS_GAIN = [[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]], 6.0
+# The deviation that Immerkaer's mask makes of noise of deviation one.
+ROUGHNESS_GAIN = 6.0
 # A median of absolute values times this is the deviation of a normal distribution.
 TO_DEVIATION = 1.4826
 
@@ -79,14 +79,23 @@ def own_noise(pair: Pair, rescanner: Rescanner) -> float:
     """
     total = 0.0
     for volume, motion in ((pair.prior, pair.prior_from_half), (pair.current, pair.current_from_half)):
-        slices = torch.tensor(volume.array)[:, None]
-        rough = functional.conv2d(slices, torch.tensor(ROUGHNESS)[None, None], padding=1)[:, 0].abs()
+        values = torch.tensor(volume.array)
+        rough = _bent(_bent(values, 1), 2).abs()
         inside = torch.from_numpy(pair.tissue)
-        told = [sample(field, volume.grid, pair.grid, motion)[inside] for field in (rough, slices[:, 0])]
+        told = [sample(field, volume.grid, pair.grid, motion)[inside] for field in (rough, values)]
         typical = float(thinned(told[1]).median())
         noise = TO_DEVIATION * float(thinned(told[0]).median()) / ROUGHNESS_GAIN
         total += (noise / max(typical, 1e-6) * rescanner.grain_deviation(volume, motion)) ** 2
     return float(np.sqrt(total))
+
+
+def _bent(values: Field, axis: int) -> Field:
+    """Second differences along an axis; along both of a slice they are Immerkaer's mask."""
+    before = torch.roll(values, 1, axis)
+    before.select(axis, 0).zero_()
+    after = torch.roll(values, -1, axis)
+    after.select(axis, -1).zero_()
+    return before.add_(after).sub_(values, alpha=2.0)
 
 
 class Rescanner:

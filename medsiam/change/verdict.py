@@ -20,9 +20,9 @@ from medsiam.change.radiograph import (
 )
 from medsiam.pairing.radiograph_pair import RadiographPair
 from medsiam.pairing.radiograph_pair import prior_on_current as radiograph_prior_on_current
-from medsiam.pairing.sampling import coverage, sample
 from medsiam.pairing.values import Pair, Registration
-from medsiam.volume import Matrix, Volume
+from medsiam.sampling import coverage, sample
+from medsiam.volume import Matrix, Volume, transform
 
 # Regions in which more than change moves things about, and what to say of it.
 NOT_JUDGED = {
@@ -146,22 +146,21 @@ def on_current_grid(
     fields = torch.from_numpy(np.stack([signed, np.abs(difference.evidence)]).astype(np.float32))
     evidence = sample(fields, pair.grid, pair.current.grid, half_from_current).numpy()
     change_map = evidence[0] / (np.abs(evidence[0]) + settings.threshold)
-    nearest = _nearest(found.labels, pair, half_from_current)
     held = evidence[1] >= 0.5 * settings.threshold
-    return change_map.astype(np.float32), np.where(held, nearest, 0).astype(np.uint16)
+    return change_map.astype(np.float32), _nearest(found.labels, held, pair, half_from_current)
 
 
-def _nearest(labels: NDArray[np.int32], pair: Pair, half_from_current: Matrix) -> NDArray[np.int32]:
-    """Labels at the nearest halfway voxel of each voxel of the current scan."""
+def _nearest(
+    labels: NDArray[np.int32], held: NDArray[np.bool_], pair: Pair, half_from_current: Matrix
+) -> NDArray[np.uint16]:
+    """Labels at the nearest halfway voxel of each voxel of the current scan that is held, 0 elsewhere."""
     matrix = pair.grid.index_from_world @ half_from_current @ pair.current.grid.world_from_index
-    shape = pair.current.grid.shape
-    index = []
-    for row, size in zip(matrix[:3], pair.grid.shape, strict=True):
-        k, j, i = (row[axis] * np.arange(n) for axis, n in enumerate(shape))
-        place = np.rint(row[3] + k[:, None, None] + j[None, :, None] + i[None, None, :]).astype(np.int32)
-        index.append(np.where((place >= 0) & (place < size), place, -1))
-    inside = (index[0] >= 0) & (index[1] >= 0) & (index[2] >= 0)
-    return np.where(inside, labels[index[0], index[1], index[2]], 0)
+    places = np.argwhere(held)
+    index = np.rint(transform(matrix, places)).astype(np.int32)
+    inside = ((index >= 0) & (index < pair.grid.shape)).all(axis=1)
+    nearest = np.zeros(held.shape, np.uint16)
+    nearest[tuple(places[inside].T)] = labels[tuple(index[inside].T)]
+    return nearest
 
 
 def prior_on_current(prior: Volume, current: Volume, registration: Registration) -> NDArray[np.float32]:

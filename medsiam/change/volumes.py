@@ -46,15 +46,16 @@ def _share(volumes_ml: tuple[float, float]) -> float:
 
 
 def measure_volumes(
-    n: int, sign: int, labels: NDArray[np.int32], pair: Pair, reach_mm: float
+    n: int, sign: int, labels: NDArray[np.int32], pair: Pair, reach_mm: float, near: tuple[slice, ...]
 ) -> ChangedVolumes:
     """Volumes whose differences have the finding's sign, or equal ones.
 
     n, labels  (K, J, I) int32 on the halfway grid, the place of change is labels == n
     reach_mm   how far a lesion may go beyond its change
+    near       the box of the place of change
     """
-    place = _signed(_filled_ml(n, labels, pair, reach_mm, within_place=True), sign)
-    structure = _filled_ml(n, labels, pair, reach_mm)
+    structure, within = _filled_ml(n, labels, pair, reach_mm, near)
+    place = _signed(within, sign)
     # A structure may change both ways, and its sum tell the opposite of this
     # place; then only the place itself is measured.
     return ChangedVolumes(structure if (structure[1] - structure[0]) * sign > 0.0 else place, place)
@@ -66,14 +67,15 @@ def _signed(volumes_ml: tuple[float, float], sign: int) -> tuple[float, float]:
 
 
 def _filled_ml(
-    n: int, labels: NDArray[np.int32], pair: Pair, reach_mm: float, *, within_place: bool = False
-) -> tuple[float, float]:
+    n: int, labels: NDArray[np.int32], pair: Pair, reach_mm: float, near: tuple[slice, ...]
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """None of a voxel below a quarter of the way, all of it above three quarters, in between by share.
 
-    Counted within the place and what hangs on it in either scan.
+    Counted in the place and what hangs on it in either scan, and in the place alone.
     """
     spacing_mm = float(pair.grid.spacing_mm[-1])
-    box = box_around(labels == n, int(np.ceil((reach_mm + BEYOND_MM) / spacing_mm)), pair.grid.is_flat)
+    margin = int(np.ceil((reach_mm + BEYOND_MM) / spacing_mm))
+    box = widened(near, margin, pair.grid.shape, flat=pair.grid.is_flat)
     place = labels[box] == n
     distance = ndimage.distance_transform_edt(~place) * spacing_mm
     prior, current = pair.prior_half[box], pair.current_half[box]
@@ -88,10 +90,12 @@ def _filled_ml(
     seen = (distance <= reach_mm) & pair.tissue[box]
     core = ndimage.binary_dilation(place | (seen & (most > CORE)))
     parts, _ = ndimage.label((core & seen & (most > 0.5)) | place)
-    lesion = np.isin(parts, np.unique(parts[place]))
-    lesion = place if within_place else lesion & ((labels[box] == 0) | place)
+    lesion = np.isin(parts, np.unique(parts[place])) & ((labels[box] == 0) | place)
     voxel_ml = pair.grid.voxel_ml
-    return float(filled[0][lesion].sum()) * voxel_ml, float(filled[1][lesion].sum()) * voxel_ml
+    whole, within = (
+        tuple(float(values[counted].sum()) * voxel_ml for values in filled) for counted in (lesion, place)
+    )
+    return (whole[0], whole[1]), (within[0], within[1])
 
 
 def _level(values: NDArray[np.float32], around: float) -> float:
@@ -107,9 +111,13 @@ def _filled(values: NDArray[np.float32], around: float, level: float) -> NDArray
 
 def box_around(place: NDArray[np.bool_], margin: int, flat: bool) -> tuple[slice, ...]:
     """The box of a place, wider by a margin in voxels, within the grid."""
-    found = ndimage.find_objects(place.astype(np.int8))[0]
+    return widened(ndimage.find_objects(place.astype(np.int8))[0], margin, place.shape, flat=flat)
+
+
+def widened(box: tuple[slice, ...], margin: int, shape: tuple[int, ...], *, flat: bool) -> tuple[slice, ...]:
+    """A box wider by a margin in voxels on each side, within the grid."""
     margins = (0 if flat else margin, margin, margin)
     return tuple(
         slice(max(0, s.start - m), min(size, s.stop + m))
-        for s, m, size in zip(found, margins, place.shape, strict=True)
+        for s, m, size in zip(box, margins, shape, strict=True)
     )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from medsiam.pairing.motion import exponential, half_of
-from medsiam.pairing.sampling import Field, covering, cropped, downsampled, isotropic, sample, smooth
+from medsiam.sampling import Field, covering, cropped, downsampled, isotropic, sample, smooth
 from medsiam.volume import Grid, Matrix
 
 # Tukey's biweight at this many robust standard deviations keeps 95 % efficiency

@@ -24,7 +24,7 @@ from safetensors.torch import load
 from scipy import ndimage
 
 from medsiam.errors import WeightsRefused
-from medsiam.pairing.sampling import covering, sample
+from medsiam.sampling import covering, sample
 from medsiam.volume import Grid, Volume
 from medsiam.voxel_net import MULTIPLE, VoxelNet
 
@@ -155,10 +155,7 @@ def prepared(volume: Volume) -> tuple[torch.Tensor, Grid]:
     target = _padded(covering([(grid, np.eye(4))], (SPACING_MM,) * 3))
     image = normalised(sample(field, grid, target, np.eye(4)))
     box = content_box(image)
-    matrix = target.world_from_index.copy()
-    matrix[:3, 3] = target.world([[side.start for side in box]])[0]
-    image = image[box].contiguous()
-    return image, Grid((image.shape[0], image.shape[1], image.shape[2]), matrix)
+    return image[box].contiguous(), target.part(box)
 
 
 def _block_means(volume: Volume) -> tuple[torch.Tensor, Grid]:

@@ -22,7 +22,7 @@ import torch.nn.functional as functional
 from scipy import fft
 
 from medsiam.pairing.intensity import thinned
-from medsiam.pairing.sampling import Field, smooth
+from medsiam.sampling import Field, smooth
 
 # Smallest share of a feature's largest power that a window must hold to determine it.
 RIDGE = 1e-3

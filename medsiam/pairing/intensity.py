@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medsiam.pairing import kernels
-from medsiam.pairing.sampling import Field, in_loops, local_mean, smooth
+from medsiam import kernels
+from medsiam.sampling import Field, in_loops, local_mean, smooth
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from medsiam.pairing.intensity import IntensitySettings, equalise
 from medsiam.pairing.motion import half_of
 from medsiam.pairing.region import Region, find_region
 from medsiam.pairing.registration import RegistrationSettings, Scan, register, register_both_ways
-from medsiam.pairing.sampling import coverage, covering, cropped, isotropic, sample
 from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.slicing import less_gap, slice_gap, slicings_of
 from medsiam.pairing.values import Comparability, Pair, Registration
+from medsiam.sampling import coverage, covering, cropped, isotropic, sample
 from medsiam.volume import Grid, Matrix, Volume
 
 # The halfway grid's largest size in voxels, which bounds time and memory.

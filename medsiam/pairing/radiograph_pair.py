@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull
 from torch.nn import functional
 
+from medsiam.lungs import Lungs, LungSettings, find_lungs, lung_masks, similarity
 from medsiam.pairing.alignment import Level, align, level_of, likeness, local_correlation
-from medsiam.pairing.lungs import Lungs, LungSettings, find_lungs, lung_masks
 from medsiam.pairing.motion import about, half_of, mean_distance_mm, translation
 from medsiam.pairing.pair_up import PairSettings, pair_up
-from medsiam.pairing.sampling import Field, isotropic, sample, smooth
 from medsiam.pairing.values import Comparability, Pair, Quality, Registration
+from medsiam.sampling import Field, isotropic, sample, smooth
 from medsiam.volume import Grid, Matrix, Volume, transform
 
 # Pixels along the longer side of both lungs together: while aligning, while bending, afterwards.
@@ -171,7 +171,7 @@ def _size_mm(outlines_mm: Matrix) -> float:
 
 def _affine(scans: tuple[Volume, Volume], lungs: tuple[Lungs, Lungs]) -> tuple[Matrix, float]:
     """prior_from_current, and how far a second run from off the mark ends from it, in mm."""
-    start = _similarity(lungs[0].outlines_mm, lungs[1].outlines_mm)
+    start = similarity(lungs[0].outlines_mm, lungs[1].outlines_mm)
     size_mm = _size_mm(lungs[1].outlines_mm)
     scale = np.sqrt(abs(np.linalg.det(start[:2, :2])))
     # Both scans are taken at the pixels of the halfway space, however large their own millimetres.
@@ -210,23 +210,6 @@ def _chest(outlines_mm: Matrix, grid: Grid) -> NDArray[np.bool_]:
     hull = points[ConvexHull(points[:, :2]).vertices]
     middle = 0.5 * (hull.max(axis=0) + hull.min(axis=0))
     return np.asarray(lung_masks((middle + CHEST_REACH * (hull - middle))[None], grid)[0])
-
-
-def _similarity(target: Matrix, source: Matrix) -> Matrix:
-    """The turn, shift and size (4 x 4) that bring outlines upon others; its inverse for exchanged ones.
-
-    After Kabsch 1976, Acta Crystallographica A32, with the ratio of spreads for the size.
-    """
-    to, of = (outlines.reshape(-1, 3) for outlines in (target, source))
-    far_to, far_of = to - to.mean(axis=0), of - of.mean(axis=0)
-    angle = np.arctan2(
-        (far_of[:, 0] * far_to[:, 1] - far_of[:, 1] * far_to[:, 0]).sum(),
-        (far_of[:, :2] * far_to[:, :2]).sum(),
-    )
-    size = np.linalg.norm(far_to) / np.linalg.norm(far_of)
-    cosine, sine = size * np.cos(angle), size * np.sin(angle)
-    linear = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-    return translation(to.mean(axis=0)) @ about(np.zeros(3), linear) @ translation(-of.mean(axis=0))
 
 
 def _halfway_grid(lungs: tuple[Lungs, Lungs], motions: tuple[Matrix, Matrix], like: Grid) -> Grid:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsiam.pairing.brain_net import WEIGHTS, BrainTissue, largest_piece, segment_brain
-from medsiam.pairing.sampling import Field, sample
+from medsiam.sampling import Field, sample
 from medsiam.volume import Grid, Matrix, Volume
 
 RegionKind = Literal["brain", "body", "field"]

@@ -15,9 +15,9 @@ import numpy as np
 
 from medsiam.pairing.alignment import Level, align, levels_of, likeness
 from medsiam.pairing.motion import about, axis_rotations, mean_distance_mm, rotation_degrees, translation
-from medsiam.pairing.sampling import Field
 from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.values import Quality, Registration
+from medsiam.sampling import Field
 from medsiam.volume import Grid, Matrix
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medsiam.pairing.sampling import Field, sample, sample_mean
+from medsiam.sampling import Field, sample, sample_mean
 from medsiam.volume import Grid, Matrix, Volume
 
 # Steps of the back-projection, as shares of what is still unexplained. Longer ones in the middle
@@ -101,7 +101,4 @@ def _slices_over(grid: Grid, scan_from_half: Matrix, half: Grid) -> tuple[Grid, 
     last = np.array(grid.shape) - 1
     low = np.clip(np.floor(index.min(axis=0)).astype(int) - 1, 0, last)
     high = np.clip(np.ceil(index.max(axis=0)).astype(int) + 1, low, last)
-    shape = high - low + 1
-    matrix = grid.world_from_index.copy()
-    matrix[:3, 3] = grid.world([low])[0]
-    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), matrix), axis
+    return grid.part([slice(first, end + 1) for first, end in zip(low, high, strict=True)]), axis

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsiam.pairing.brain_net import SPACING_MM, normalised
-from medsiam.pairing.sampling import smooth
+from medsiam.sampling import smooth
 from medsiam.training.chance import Random, chance
 
 # Labels are drawn at 2 mm in a box of 240 mm and averaged to the network's 3 mm,

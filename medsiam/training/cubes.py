@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from medsiam.pairing.region import find_region
-from medsiam.pairing.sampling import smooth
+from medsiam.sampling import smooth
 from medsiam.training.acquisition import AcquisitionSettings, View, sampled, turned
 from medsiam.training.chance import Random, chance, choice, uniform
 from medsiam.training.lesions import LesionSettings, Shape

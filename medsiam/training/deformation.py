@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as functional
 
-from medsiam.pairing.sampling import smooth
+from medsiam.sampling import smooth
 from medsiam.training.chance import Random, uniform
 
 Shape = tuple[int, int, int]

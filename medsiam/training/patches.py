@@ -18,7 +18,7 @@ import torch
 
 from medsiam.change.dense import centred
 from medsiam.pairing.intensity import curve, interpolated
-from medsiam.pairing.sampling import smooth
+from medsiam.sampling import smooth
 from medsiam.training.acquisition import (
     AcquisitionSettings,
     Protocol,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
-from medsiam.pairing.kernels import blurred, resampled
+from medsiam.kernels import blurred, resampled
 from medsiam.volume import Grid, Matrix, transform
 
 Field = torch.Tensor
@@ -214,11 +214,9 @@ def cropped(field: Field, grid: Grid, weight: Field, margin_voxels: int = 3) -> 
     size = torch.tensor(grid.shape, device=held.device)
     low = (held.min(dim=0).values - margin_voxels).clamp_min(0).tolist()
     high = torch.minimum(held.max(dim=0).values + margin_voxels + 1, size).tolist()
-    k, j, i = (slice(a, b) for a, b in zip(low, high, strict=True))
-    matrix = grid.world_from_index.copy()
-    matrix[:3, 3] = grid.world([low])[0]
-    kept = field[..., k, j, i]
-    return kept, Grid((kept.shape[-3], kept.shape[-2], kept.shape[-1]), matrix)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    k, j, i = box
+    return field[..., k, j, i], grid.part(box)
 
 
 def downsampled(field: Field, grid: Grid, spacing_mm: float) -> tuple[Field, Grid]:

@@ -19,10 +19,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch.nn import functional
 
-from medsiam.pairing.sampling import Field, downsampled, smooth
+from medsiam.sampling import Field, downsampled, smooth
 from medsiam.volume import Grid, Matrix, Volume, transform
 
 # Pixels along the longer side of the image in which lungs are searched for.
@@ -57,6 +56,10 @@ DIFFERS = (0.06, 0.06, 0.05, 0.12)
 TURNS = 0.05
 # Which of them is the height.
 HEIGHT = 3
+# Half the rib cage's width over the lungs' height, the mean of 84 radiographs of 24 patients.
+CHEST_BROAD = 0.675
+# How far the field of a chest reaches, half of the lungs' width or height being 1.
+CHEST_FIELD = 1.35
 # Size of the ways to differ, in half widths of the rib cage or heights of the lungs.
 BASE_SHIFT, HEART_SHIFT, VESSEL_SHIFT = 0.10, 0.09, 0.05
 MIDLINE_SHIFT, TAPER_SHIFT, APEX_SHIFT, FLARE_SHIFT = 0.08, 0.06, 0.03, 0.05
@@ -143,6 +146,42 @@ def find_lungs(volume: Volume, settings: LungSettings | None = None) -> Lungs:
     return Lungs(world, drawn, float(sides.mean()), darkness, _doubts(sides, darkness, settings))
 
 
+def chest_field(lungs: Lungs, size: int) -> Grid:
+    """A grid of size x size pixels over the chest: turned, placed and as large as the lungs are.
+
+    The same place of two chests has the same pixel in both, as far as a turn, a shift and a size can do.
+    """
+    typical = _ways()[0] - (0.0, 0.5)
+    flat = np.concatenate([typical * (CHEST_BROAD, 1.0), np.zeros((*typical.shape[:2], 1))], axis=2)
+    reach = CHEST_FIELD * np.array([1.0, 0.5, CHEST_BROAD])
+    steps = np.array([1.0, 2.0 * reach[1] / size, 2.0 * reach[2] / size])
+    # Axes k, j, i of the field to x, y, z of the typical chest.
+    field = np.eye(4)
+    field[:3, :3] = np.fliplr(np.diag(steps[::-1]))
+    field[:3, 3] = (steps[2] / 2.0 - reach[2], steps[1] / 2.0 - reach[1], 0.0)
+    return Grid((1, size, size), similarity(lungs.outlines_mm, flat) @ field)
+
+
+def similarity(target: Matrix, source: Matrix) -> Matrix:
+    """The turn, shift and size (4 x 4) that bring outlines upon others; its inverse for exchanged ones.
+
+    After Kabsch 1976, Acta Crystallographica A32, with the ratio of spreads for the size.
+    """
+    to, of = (outlines.reshape(-1, 3) for outlines in (target, source))
+    middle_to, middle_of = to.mean(axis=0), of.mean(axis=0)
+    far_to, far_of = to - middle_to, of - middle_of
+    angle = np.arctan2(
+        (far_of[:, 0] * far_to[:, 1] - far_of[:, 1] * far_to[:, 0]).sum(),
+        (far_of[:, :2] * far_to[:, :2]).sum(),
+    )
+    size = np.linalg.norm(far_to) / np.linalg.norm(far_of)
+    cosine, sine = size * np.cos(angle), size * np.sin(angle)
+    motion = np.eye(4)
+    motion[:2, :2] = (cosine, -sine), (sine, cosine)
+    motion[:3, 3] = middle_to - motion[:3, :3] @ middle_of
+    return motion
+
+
 def lung_masks(outlines_mm: Matrix, grid: Grid) -> NDArray[np.bool_]:
     """(2, K, J, I) on a flat grid: inside each outline (2, P, 3) given in the grid's world."""
     index = grid.index(outlines_mm.reshape(-1, 3)).reshape(outlines_mm.shape)
@@ -219,6 +258,9 @@ def _searched_from(height: float, sight: _Sight, settings: LungSettings) -> tupl
 @lru_cache(maxsize=4)
 def _numbers(ways: int, count: int) -> NDArray[np.float64]:
     """(count, ways) of mean 0 and deviation 1, evenly spread, always the same."""
+    # Takes a third of a second to import, which only radiographs are worth.
+    from scipy import stats
+
     even = stats.qmc.Halton(ways, scramble=False).random(count + 1)[1:]
     return np.asarray(stats.norm.ppf(np.clip(even, 1e-4, 1.0 - 1e-4)))
 
