@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsiam.lungs import find_lungs, lung_masks
+from medsiam.encoding.preparation import PreparationSettings, prepare
+from medsiam.lungs import chest_field, find_lungs, lung_masks
 from medsiam.reading import read_volume
 from medsiam.volume import Acquisition, Volume
 from tests.phantoms import box_grid
@@ -134,6 +135,42 @@ def test_no_lungs_are_believed_in_another_radiograph(other):
     lungs = find_lungs(other())
     assert not lungs.found
     assert all(lungs.reasons)
+
+
+BY_LUNGS = PreparationSettings(size_voxels=96, by_lungs=True)
+
+
+def test_a_shifted_and_turned_chest_fills_the_same_field():
+    """Its picture for an encoder is the same one, which that of the whole film is not."""
+    still, moved = chest(), chest(shift=(0.07, -0.05), turn_deg=4.0, seed=1)
+
+    def likeness(settings):
+        one, other = (prepare(each, settings).values.numpy()[0, 12:-12, 12:-12] for each in (still, moved))
+        return np.corrcoef(one.ravel(), other.ravel())[0, 1]
+
+    assert likeness(BY_LUNGS) > 0.9
+    assert likeness(PreparationSettings(size_voxels=96)) < 0.8
+
+
+def test_the_field_of_a_chest_lies_about_its_lungs():
+    """With a margin on each side, in the world of the scan, and with the outlines' own turn."""
+    volume = chest(spacing_mm=0.4, turn_deg=6.0)
+    lungs = find_lungs(volume)
+    field = chest_field(lungs, 96)
+    places = field.index(lungs.outlines_mm.reshape(-1, 3))[:, 1:]
+    assert field.shape == (1, 96, 96)
+    assert places.min() > 5.0
+    assert places.max() < 90.0
+    assert np.allclose(places.mean(axis=0), 47.5, atol=5.0)
+    across = field.world_from_index[:3, 2]
+    assert np.degrees(np.arctan2(across[1], across[0])) == pytest.approx(6.0, abs=2.5)
+
+
+def test_a_radiograph_without_lungs_keeps_its_whole_frame():
+    """A hand is prepared as it always was."""
+    one, other = (prepare(hand(), settings) for settings in (BY_LUNGS, PreparationSettings(size_voxels=96)))
+    assert np.array_equal(one.values, other.values)
+    assert np.array_equal(one.grid.world_from_index, other.grid.world_from_index)
 
 
 def test_noise_alone_has_no_lungs():

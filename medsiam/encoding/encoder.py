@@ -9,6 +9,8 @@ the last part of the embedding is their volumes:
     prepared -> tissue of every voxel -> volumes -> a few scores, fitted to labels -> who is alike,
                                               unless no brain has such volumes
 
+In radiographs the last part can be told by plain edges (edges.py) instead, on axes that were fitted.
+
 The first layers at full resolution are what a 3D network costs on a CPU, so the twins
 have none: 4.7 GFLOP for 96 voxels cubed.
 """
@@ -27,6 +29,7 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import nn
 
+from medsiam.encoding.edges import EDGE_NUMBERS, EDGE_PIXELS, edge_histograms
 from medsiam.encoding.fitting import encoded_that_fits
 from medsiam.encoding.preparation import PreparationSettings, Prepared, prepare
 from medsiam.errors import WeightsRefused
@@ -68,6 +71,7 @@ class EncoderSettings:
                     the halves apart
     tissues         whether TISSUES are told at every voxel, and the last part is their volumes
     likeness        how many scores these are brought to
+    edges           whether the last part are histograms of a radiograph's edges, on fitted axes
     trunk_voxels    side of what the twins see, of which the input is a finer picture; 0 for the input itself
     preparation     the size and spacing of the input
     """
@@ -80,6 +84,7 @@ class EncoderSettings:
     summary_cells: int = 2
     tissues: bool = False
     likeness: int = 4
+    edges: bool = False
     trunk_voxels: int = 0
     preparation: PreparationSettings = field(default_factory=PreparationSettings)
 
@@ -111,8 +116,15 @@ class EncoderSettings:
                 f"trunk_voxels is {self.trunk_voxels}; it must be 0 or from {FEWEST_TRUNK_VOXELS} "
                 f"to the {size} of preparation.size_voxels"
             )
+        if self.preparation.by_lungs and self.spatial_dims != 2:
+            raise ValueError("preparation.by_lungs is for radiographs; set spatial_dims to 2")
         if self.tissues:
             self._check_tissues()
+        if self.edges and (self.parts < 2 or self.spatial_dims != 2 or size < EDGE_PIXELS):
+            raise ValueError(
+                f"edges needs radiographs of {EDGE_PIXELS} pixels or more and at least 2 parts; there are "
+                f"{self.parts} in {self.spatial_dims} dimensions, of {size}"
+            )
 
     def _check_tissues(self) -> None:
         if self.parts < 2 or self.spatial_dims != 3:
@@ -169,7 +181,7 @@ class TwinEncoder(nn.Module):
         self.stages = nn.ModuleList(_stage(told, source, target) for source, target in pairs)
         cells = told.summary_cells**told.spatial_dims
         part = told.embedding_size // told.parts
-        summed = told.embedding_size - part * told.tissues
+        summed = told.embedding_size - part * (told.tissues or told.edges)
         self.project = nn.Linear((cells + 1) * told.channels[-1], summed)
         if told.tissues:
             self.reader = VoxelNet(len(TISSUES))
@@ -178,6 +190,9 @@ class TwinEncoder(nn.Module):
             self.unusual = nn.Linear(len(TISSUES) - 1, len(TISSUES) - 1).requires_grad_(False)
             nn.init.zeros_(self.unusual.weight)
             nn.init.zeros_(self.unusual.bias)
+        if told.edges:
+            # Fitted to the edges of people and of made-up ones; no gradient reaches it.
+            self.edges = nn.Linear(EDGE_NUMBERS, part).requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> Encoded:
         """Embeddings and pyramids of a batch."""
@@ -185,7 +200,7 @@ class TwinEncoder(nn.Module):
         for stage in self.stages:
             levels.append(stage(levels[-1]))
         tissues = self.reader(images) if self.settings.tissues else None
-        return Encoded(self._embedding(levels[-1], tissues), tuple(levels), tissues)
+        return Encoded(self._embedding(images, levels[-1], tissues), tuple(levels), tissues)
 
     def _seen(self, images: torch.Tensor) -> torch.Tensor:
         """What the twins see of the input."""
@@ -197,7 +212,9 @@ class TwinEncoder(nn.Module):
             images = torch.tensordot(images, means, dims=([axis], [1])).movedim(-1, axis)
         return images
 
-    def _embedding(self, deepest: torch.Tensor, tissues: torch.Tensor | None) -> torch.Tensor:
+    def _embedding(
+        self, images: torch.Tensor, deepest: torch.Tensor, tissues: torch.Tensor | None
+    ) -> torch.Tensor:
         # The means tell the whole and its sides, the maximum keeps what is small.
         means = _cell_means(deepest, self.settings.summary_cells).flatten(1)
         summary = torch.cat([means, deepest.flatten(2).amax(dim=2)], dim=1)
@@ -211,6 +228,8 @@ class TwinEncoder(nn.Module):
                 room = self.settings.embedding_size // self.settings.parts - around.shape[1]
                 joined = torch.cat([joined, functional.pad(around, (0, room))], dim=1)
                 shares = _where_credible(shares, self.unusual(told).square().sum(1))
+            if self.settings.edges:
+                joined = torch.cat([joined, self.edges(edge_histograms(images.detach().float()))], dim=1)
             parts = joined.unflatten(1, (self.settings.parts, -1))
             return (functional.normalize(parts, dim=2) * shares.sqrt()[:, :, None]).flatten(1)
 

@@ -3,6 +3,8 @@
     Volume -> block means near the target spacing -> normalised -> centred on the body
     -> axes towards Superior, Posterior, Left -> Prepared
 
+A radiograph keeps its own plane, or is turned, placed and sized by its lungs.
+
 Pure and without chance: the same voxels give the same bits. Moving the scan in its
 world changes nothing, nor does a gain or an offset (but for CT, whose units are known).
 """
@@ -18,6 +20,7 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from medsiam.errors import Unreadable
+from medsiam.lungs import chest_field, find_lungs
 from medsiam.volume import Grid, Matrix, Volume
 
 # HU to 0..1: lung, soft tissue and bone each keep a share of the range, soft tissue
@@ -44,10 +47,13 @@ class PreparationSettings:
     size_voxels  along each axis
     spacing_mm   of the finest input, where 96 voxels hold a large head (216 mm); a
                  radiograph fills the field instead, since its millimetres may be nominal
+    by_lungs     whether a radiograph is turned, placed and sized by its lungs; where no lungs
+                 can be believed the whole image fills the field
     """
 
     size_voxels: int = field(default=96, metadata={"range": (16, 512)})
     spacing_mm: float = field(default=2.25, metadata={"range": (0.5, 16.0)})
+    by_lungs: bool = False
 
     def __post_init__(self) -> None:
         if not 16 <= self.size_voxels <= 512:
@@ -73,13 +79,27 @@ def prepare(volume: Volume, settings: PreparationSettings) -> Prepared:
 
     Raises Unreadable where a voxel is not finite.
     """
-    spacing_mm = _spacing_mm(volume.grid, settings)
+    chest = _chest(volume, settings)
+    spacing_mm = _spacing_mm(volume.grid, settings) if chest is None else float(chest.spacing_mm[1:].min())
     pooled, grid = _block_means(volume, spacing_mm)
-    if not np.isfinite(pooled).all():
-        raise Unreadable("the scan holds voxels that are not finite numbers; export it again")
+    _check_finite(pooled)
     normal = normalised(pooled, volume.acquisition.modality)
-    target = _canonical_grid(grid, normal, settings.size_voxels, spacing_mm)
+    target = chest or _canonical_grid(grid, normal, settings.size_voxels, spacing_mm)
     return Prepared(_resampled(torch.from_numpy(normal), grid, target), target)
+
+
+def _chest(volume: Volume, settings: PreparationSettings) -> Grid | None:
+    """The field that the lungs of a radiograph set; None where it is not asked for or there are none."""
+    if not settings.by_lungs or not volume.grid.is_flat:
+        return None
+    _check_finite(volume.array)
+    lungs = find_lungs(volume)
+    return chest_field(lungs, settings.size_voxels) if lungs.found else None
+
+
+def _check_finite(values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise Unreadable("the scan holds voxels that are not finite numbers; export it again")
 
 
 def normalised(values: NDArray[np.float32], modality: str) -> NDArray[np.float32]:

@@ -99,15 +99,16 @@ def settings_from(told: Mapping[str, Any]) -> EncoderSettings:
         raise TypeError("a setting is no whole number")
     if any(type(number) not in (int, float) for number in (spacing, *told["shares"])):
         raise TypeError("the spacing or a share is no number")
-    tissues = told.get("tissues", False)
-    if type(tissues) is not bool:
-        raise TypeError("tissues is neither true nor false")
+    by_lungs = told["preparation"].get("by_lungs", False)
+    switches = {name: told.get(name, False) for name in ("tissues", "edges")}
+    if any(type(switch) is not bool for switch in (*switches.values(), by_lungs)):
+        raise TypeError("a switch is neither true nor false")
     return EncoderSettings(
         **whole,
         channels=tuple(told["channels"]),
         shares=tuple(map(float, told["shares"])),
-        tissues=tissues,
-        preparation=PreparationSettings(size_voxels=size, spacing_mm=float(spacing)),
+        **switches,
+        preparation=PreparationSettings(size_voxels=size, spacing_mm=float(spacing), by_lungs=by_lungs),
     )
 
 

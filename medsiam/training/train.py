@@ -24,12 +24,12 @@ import torch.distributed as distributed
 from medsiam.change.dense import DenseNet, save_dense
 from medsiam.config import load_settings, settings_as_dict
 from medsiam.encoding.encoder import TwinEncoder
-from medsiam.encoding.preparation import PreparationSettings
 from medsiam.encoding.record import ID_DIGITS, SAME_PATIENT
 from medsiam.encoding.weights import device_of, save_encoder
 from medsiam.errors import ConfigRefused
 from medsiam.training.calibration import calibrated
 from medsiam.training.curves import Curves
+from medsiam.training.edge_axes import edges_fitted
 from medsiam.training.erasure import acquisition_erased
 from medsiam.training.learner import BatchLoss, label_scales
 from medsiam.training.likeness import check_labels, likeness_fitted
@@ -219,6 +219,9 @@ class _Run:
                 about["likeness"] = {
                     name: round(share, 3) for name, share in zip(names, explained, strict=True)
                 }
+            studio = self.batches["train"].studio
+            if settings.encoder.edges and isinstance(studio, RadiographStudio):
+                edges_fitted(network, studio, settings.batch.warped, settings.seed)
             if settings.erased_batches:
                 measured = sample_batches(self.batches["train"], settings.erased_batches)
                 about["erased_directions"] = acquisition_erased(network, measured)
@@ -398,9 +401,7 @@ def _source_settings(settings: TrainSettings) -> SourceSettings:
     encoder = settings.encoder
     if encoder.spatial_dims == 2:
         # A radiograph fills its field: what the encoder sees is all there is.
-        return SourceSettings(
-            2, PreparationSettings(encoder.preparation.size_voxels, encoder.preparation.spacing_mm)
-        )
+        return SourceSettings(2, encoder.preparation)
     return SourceSettings(3, settings.data.working)
 
 
