@@ -107,6 +107,8 @@ class Rescanner:
 
     def __init__(self, pair: Pair, gap: AcquisitionGap, smoothing: tuple[float, float, float]) -> None:
         self.pair, self.gap, self.smoothing = pair, gap, smoothing
+        # The digest of a scan that brings none takes as long as a rescan of it.
+        self._numbers = {id(scan): _number_of(scan) for scan in (pair.prior, pair.current)}
 
     def rescan(self, base: Base, seed: int) -> Pair:
         """A scan of the pair beside its pseudo-rescan, in the places that the pair has for them.
@@ -115,7 +117,7 @@ class Rescanner:
         """
         pair = self.pair
         scan, half = (pair.prior, pair.prior_half) if base == "prior" else (pair.current, pair.current_half)
-        random = np.random.default_rng([seed, _number_of(scan)])
+        random = np.random.default_rng([seed, self._numbers[id(scan)]])
         still = torch.tensor(half)
         moved = still + self._edges(still, random) + self.gap.noise * self._grain(random)
         both = (still, moved) if base == "prior" else (moved, still)
@@ -123,7 +125,7 @@ class Rescanner:
 
     def grain_deviation(self, volume: Volume, motion: Matrix) -> float:
         """What is left of noise of deviation one once a scan is brought here and smoothed."""
-        random = np.random.default_rng(_number_of(volume))
+        random = np.random.default_rng(self._numbers[id(volume)])
         grains = torch.from_numpy(random.standard_normal(volume.grid.shape, dtype=np.float32))
         here = smooth(sample(grains, volume.grid, self.pair.grid, motion), self.smoothing)
         return float(here[torch.from_numpy(self.pair.tissue)].std())
@@ -147,7 +149,7 @@ class Rescanner:
         pair = self.pair
         made = torch.zeros(pair.grid.shape)
         ways = ((pair.prior, pair.prior_from_half), (pair.current, pair.current_from_half))
-        for volume, motion in sorted(ways, key=lambda way: _number_of(way[0])):
+        for volume, motion in sorted(ways, key=lambda way: self._numbers[id(way[0])]):
             grains = torch.from_numpy(random.standard_normal(volume.grid.shape, dtype=np.float32))
             made += sample(grains, volume.grid, pair.grid, motion)
         inside = smooth(made, self.smoothing)[torch.from_numpy(pair.tissue)]
