@@ -1,5 +1,7 @@
 """What a radiograph's edges tell: directions and places, not exposure; and the axes fitted to them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -115,8 +117,4 @@ def test_a_part_longer_than_the_axes_is_refused():
 def test_edges_that_cannot_be_told_are_refused(wrong):
     """Volumes, an embedding of one part, a picture smaller than theirs."""
     with pytest.raises(ValueError, match="edges needs radiographs of 96 pixels or more and at least 2 parts"):
-        EncoderSettings(**{**_plain(SETTINGS), **wrong})
-
-
-def _plain(settings):
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+        replace(SETTINGS, **wrong)
