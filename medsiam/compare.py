@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import resource
 import sys
 import time
@@ -130,13 +129,19 @@ def compare(
             regions = find_regions(prior, current)
             pairing = settings.pairing(fast=fast)
             there, back = register_regions(prior, current, regions, pairing, chosen)
-            pair = bring_together(prior, current, regions, there, comparability, pairing, chosen)
-            clock.ends("pair")
-            reverse = functools.partial(_reversed, pair, back, pairing, chosen, regions)
+            forward = pool.submit(
+                bring_together, prior, current, regions, there, comparability, pairing, chosen
+            )
             change = None
-            if pair.registration.quality != "failed":
+            if there.quality == "failed":
+                pair = forward.result()
+                clock.ends("pair")
+            else:
+                backward = pool.submit(_reversed, prior, current, regions, back, pairing, chosen)
+                pair = forward.result()
+                clock.ends("pair")
                 steps = settings.change(fast=fast)
-                change = measure_change(pair, reverse, steps, seed=seed, device=chosen, told=progress)
+                change = measure_change(pair, backward.result, steps, seed=seed, device=chosen, told=progress)
             judged = judge_change(pair, change, settings.findings)
             brain = None if change is None else change.brain_volume
         clock.ends("change")
@@ -276,17 +281,17 @@ def _weights_of(pair: Pair) -> dict[str, str]:
 
 
 def _reversed(
-    pair: Pair,
+    prior: Volume,
+    current: Volume,
+    regions: tuple[Region, Region],
     registration: Registration,
     settings: PairSettings,
     device: torch.device,
-    regions: tuple[Region, Region],
 ) -> Pair:
-    """The pair made anew with prior and current exchanged, by the registration of these."""
-    prior, current = pair.current, pair.prior
-    comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
+    """The pair with prior and current exchanged, by the registration of these."""
+    comparability = judge(current.acquisition, prior.acquisition, _spacing(current), _spacing(prior))
     turned = regions[1], regions[0]
-    return bring_together(prior, current, turned, registration, comparability, settings, device)
+    return bring_together(current, prior, turned, registration, comparability, settings, device)
 
 
 def _summary(judged: Judged, comparability: Comparability) -> str:

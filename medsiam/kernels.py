@@ -23,6 +23,8 @@ Array = NDArray[np.float32]
 
 # Less work than this (voxels times reads) is done before threads have started.
 WORTH_THREADS = 200_000
+# Starts of a look-up among places in rising order.
+STARTS = 1024
 # Columns that are blurred together along an axis above them: their rows stay in the nearest cache.
 COLUMNS = 2048
 
@@ -50,6 +52,13 @@ def resampled(
     return out
 
 
+def looked_up(field: Array, way: Array) -> Array:
+    """A field (K, J, I) at each voxel's place plus a way (3, K, J, I) in voxels, linear, edges repeated."""
+    out = np.empty_like(field)
+    _shared(field.shape[0], 2 * field.size, lambda a, b: _look_up(field, way, out, a, b))
+    return out
+
+
 def blurred(field: Array, weights: Array, axis: int) -> Array:
     """A field (..., K, J, I) after an odd filter along its axis 0, 1 or 2 of (K, J, I), edges repeated."""
     *lead, depth, rows, columns = field.shape
@@ -69,7 +78,10 @@ def blurred(field: Array, weights: Array, axis: int) -> Array:
 def interpolated(field: Array, places: Array, values: Array) -> Array:
     """values(places), places rising, read at each element of a field, constant beyond both ends."""
     flat, out = field.reshape(-1), np.empty(field.size, dtype=np.float32)
-    _shared(field.size, 4 * field.size, lambda a, b: _interpolate(flat, places, values, out, a, b))
+    # From which place on to look, for equal steps between the first and the last.
+    starts = np.searchsorted(places, np.linspace(places[0], places[-1], STARTS, dtype=np.float32)) - 2
+    starts = np.clip(starts, 0, max(0, len(places) - 2))
+    _shared(field.size, 4 * field.size, lambda a, b: _interpolate(flat, places, values, starts, out, a, b))
     return out.reshape(field.shape)
 
 
@@ -92,8 +104,7 @@ def _resample(fields, matrices, out, first, last, border):  # type: ignore[no-un
     channels, depth, height, width = fields.shape
     rows, columns = out.shape[2:]
     flat = fields.reshape(channels, depth * height * width)
-    # Unsigned: signed indices would be tested for counting from the end.
-    row, plane, one = np.uint64(width), np.uint64(height * width), np.uint64(1)
+    row, plane = np.int32(width), np.int32(height * width)
     zero, top, bottom, end = (
         np.float32(0),
         np.float32(depth - 1),
@@ -101,8 +112,11 @@ def _resample(fields, matrices, out, first, last, border):  # type: ignore[no-un
         np.float32(width - 1),
     )
     share = np.float32(1.0 / len(matrices))
+    zs, ys, xs = np.empty(columns, np.float32), np.empty(columns, np.float32), np.empty(columns, np.float32)
+    corners = np.empty(columns, np.uint32)
     for k in range(first, last):
         for j in range(rows):
+            out[:, k, j] = zero
             for p in range(len(matrices)):
                 m = matrices[p]
                 z0, y0, x0 = m[:, 0] * k + m[:, 1] * j + m[:, 3]
@@ -112,26 +126,82 @@ def _resample(fields, matrices, out, first, last, border):  # type: ignore[no-un
                     x = np.float32(x0 + m[2, 2] * i)
                     if border:
                         z, y, x = min(max(z, zero), top), min(max(y, zero), bottom), min(max(x, zero), end)
-                    inner = z >= 0 and y >= 0 and x >= 0 and z < top and y < bottom and x < end
-                    if inner:
-                        fz, fy, fx = z - np.floor(z), y - np.floor(y), x - np.floor(x)
-                        near = np.uint64(z) * plane + np.uint64(y) * row + np.uint64(x)
-                        far = near + plane
-                    for c in range(channels):
-                        if inner:
-                            f = flat[c]
-                            a = f[near] + fx * (f[near + one] - f[near])
-                            b = f[near + row] + fx * (f[near + row + one] - f[near + row])
-                            d = f[far] + fx * (f[far + one] - f[far])
-                            e = f[far + row] + fx * (f[far + row + one] - f[far + row])
-                            a, d = a + fy * (b - a), d + fy * (e - d)
-                            value = a + fz * (d - a)
-                        else:
-                            value = _at_rim(fields[c], z, y, x)
-                        if p == 0:
-                            out[c, k, j, i] = value * share
-                        else:
-                            out[c, k, j, i] += value * share
+                    zs[i], ys[i], xs[i] = z, y, x
+                low, high = _inner(zs, ys, xs, top, bottom, end)
+                for c in range(channels):
+                    made = out[c, k, j]
+                    for i in range(low):
+                        made[i] += _at_rim(fields[c], zs[i], ys[i], xs[i]) * share
+                    for i in range(high, columns):
+                        made[i] += _at_rim(fields[c], zs[i], ys[i], xs[i]) * share
+                # Loops without a branch, which the compiler makes into few instructions.
+                for i in range(low, high):
+                    kz, jy, ix = np.int32(zs[i]), np.int32(ys[i]), np.int32(xs[i])
+                    corners[i] = np.uint32(kz * plane + jy * row + ix)
+                    zs[i] -= np.float32(kz)
+                    ys[i] -= np.float32(jy)
+                    xs[i] -= np.float32(ix)
+                for c in range(channels):
+                    made, f = out[c, k, j], flat[c]
+                    f1, fy, fy1 = f[1:], f[row:], f[row + 1 :]
+                    fz, fz1, fzy, fzy1 = f[plane:], f[plane + 1 :], f[plane + row :], f[plane + row + 1 :]
+                    for i in range(low, high):
+                        # Unsigned: a signed index would be tested for counting from the end.
+                        n, z, y, x = np.uint64(corners[i]), zs[i], ys[i], xs[i]
+                        p00 = f[n] + x * (f1[n] - f[n])
+                        p01 = fy[n] + x * (fy1[n] - fy[n])
+                        p10 = fz[n] + x * (fz1[n] - fz[n])
+                        p11 = fzy[n] + x * (fzy1[n] - fzy[n])
+                        p0, p1 = p00 + y * (p01 - p00), p10 + y * (p11 - p10)
+                        made[i] += (p0 + z * (p1 - p0)) * share
+
+
+@compiled
+def _look_up(field, way, out, first, last):  # type: ignore[no-untyped-def]
+    depth, height, width = field.shape
+    f = field.reshape(-1)
+    row, plane, one = np.uint64(width), np.uint64(height * width), np.uint64(1)
+    zero, top, bottom, end = (
+        np.float32(0),
+        np.float32(depth - 1),
+        np.float32(height - 1),
+        np.float32(width - 1),
+    )
+    for k in range(first, last):
+        for j in range(height):
+            for i in range(width):
+                z = min(max(np.float32(k) + way[0, k, j, i], zero), top)
+                y = min(max(np.float32(j) + way[1, k, j, i], zero), bottom)
+                x = min(max(np.float32(i) + way[2, k, j, i], zero), end)
+                if z < top and y < bottom and x < end:
+                    c, b, a = np.uint32(z), np.uint32(y), np.uint32(x)
+                    z, y, x = z - np.float32(c), y - np.float32(b), x - np.float32(a)
+                    n = np.uint64(c) * plane + np.uint64(b) * row + np.uint64(a)
+                    m = n + plane
+                    p = f[n] + x * (f[n + one] - f[n])
+                    q = f[n + row] + x * (f[n + row + one] - f[n + row])
+                    r = f[m] + x * (f[m + one] - f[m])
+                    s = f[m + row] + x * (f[m + row + one] - f[m + row])
+                    p, r = p + y * (q - p), r + y * (s - r)
+                    out[k, j, i] = p + z * (r - p)
+                else:
+                    out[k, j, i] = _at_rim(field, z, y, x)
+
+
+@compiled
+def _inner(zs, ys, xs, top, bottom, end):  # type: ignore[no-untyped-def]
+    """The run of a straight line's places at which all eight neighbours are there."""
+    low, high = 0, len(zs)
+    while low < high and not _is_inner(zs[low], ys[low], xs[low], top, bottom, end):
+        low += 1
+    while high > low and not _is_inner(zs[high - 1], ys[high - 1], xs[high - 1], top, bottom, end):
+        high -= 1
+    return low, high
+
+
+@compiled
+def _is_inner(z, y, x, top, bottom, end):  # type: ignore[no-untyped-def]
+    return z >= 0 and y >= 0 and x >= 0 and z < top and y < bottom and x < end
 
 
 @compiled
@@ -151,15 +221,18 @@ def _at_rim(field, z, y, x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _interpolate(flat, places, values, out, first, last):  # type: ignore[no-untyped-def]
+def _interpolate(flat, places, values, starts, out, first, last):  # type: ignore[no-untyped-def]
+    most = len(places) - 1
+    steps = np.float32(len(starts) - 1)
+    scale = steps / max(places[most] - places[0], np.float32(1e-9))
     for n in range(first, last):
-        value, low, high = flat[n], 0, len(places) - 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            if places[middle] < value:
-                low = middle
-            else:
-                high = middle
+        value = flat[n]
+        step = (value - places[0]) * scale
+        # What is not a number is above nothing: it must not become an index.
+        low = starts[np.uint32(min(step, steps))] if step > 0 else starts[0]
+        while low < most - 1 and places[low + 1] < value:
+            low += 1
+        high = min(low + 1, most)
         share = (value - places[low]) / max(places[high] - places[low], np.float32(1e-9))
         share = min(max(share, np.float32(0)), np.float32(1))
         out[n] = values[low] * (1 - share) + values[high] * share

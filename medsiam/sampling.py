@@ -219,6 +219,23 @@ def cropped(field: Field, grid: Grid, weight: Field, margin_voxels: int = 3) -> 
     return field[..., k, j, i], grid.part(box)
 
 
+def block_means(
+    field: Field, grid: Grid, blocks: Sequence[int], *, with_rim: bool = False
+) -> tuple[Field, Grid]:
+    """Means (K, J, I) over blocks of so many voxels (k, j, i) from the first on, and where they lie.
+
+    with_rim  whether voxels that fill no block at the far end make one; otherwise they are left out
+
+    A mean over a block is what a scanner of such voxels would have measured, so fine detail does not alias.
+    """
+    k, j, i = (int(n) for n in blocks)
+    pooled = functional.avg_pool3d(field[None, None], (k, j, i), ceil_mode=with_rim)[0, 0]
+    matrix = grid.world_from_index.copy()
+    matrix[:3, :3] = matrix[:3, :3] * (k, j, i)
+    matrix[:3, 3] = grid.world([((k - 1) / 2.0, (j - 1) / 2.0, (i - 1) / 2.0)])[0]
+    return pooled, Grid((pooled.shape[0], pooled.shape[1], pooled.shape[2]), matrix)
+
+
 def downsampled(field: Field, grid: Grid, spacing_mm: float) -> tuple[Field, Grid]:
     """The field on an isotropic grid of the given spacing, smoothed against aliasing."""
     ratio = spacing_mm / grid.spacing_mm

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from medsiam import kernels, sampling
@@ -67,6 +68,42 @@ def test_the_mean_over_grids_is_the_mean_of_their_samples() -> None:
     assert torch.allclose(mean, each.mean(dim=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, (1, 41, 37)])
+def test_a_bent_look_up_agrees_with_torch(shape: tuple[int, int, int]) -> None:
+    """Places that differ from voxel to voxel, some beyond the rim, where the edge is repeated."""
+    generator = torch.Generator().manual_seed(5)
+    field, way = torch.rand(shape, generator=generator), 3.0 * torch.randn(3, *shape, generator=generator)
+    ours = kernels.looked_up(field.numpy(), way.numpy())
+    points = torch.stack(
+        [
+            (torch.arange(size).view([-1 if n == axis else 1 for n in range(3)]) + way[axis])
+            * (2.0 / max(size - 1, 1))
+            - 1.0
+            for axis, size in enumerate(shape)
+        ][::-1],
+        dim=-1,
+    )
+    theirs = functional.grid_sample(
+        field[None, None], points[None], mode="bilinear", padding_mode="border", align_corners=True
+    )[0, 0]
+    assert np.abs(ours - theirs.numpy()).max() < 1e-4
+    assert theirs.std() > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 2, 64])
+def test_a_curve_is_read_as_numpy_reads_it(count: int) -> None:
+    """Beyond both ends, on equal places, and where a value is no number, which must not be an index."""
+    random = np.random.default_rng(6)
+    field = random.normal(size=(5, 60, 70)).astype(np.float32)
+    places = np.sort(random.normal(size=count)).astype(np.float32)
+    values = random.normal(size=count).astype(np.float32)
+    read = kernels.interpolated(field, places, values)
+    assert np.abs(read - np.interp(field, places, values)).max() < 1e-5
+    field[0, 0, 0] = np.nan
+    again = kernels.interpolated(field, places, values)
+    assert np.isnan(again[0, 0, 0]) and np.array_equal(again.ravel()[1:], read.ravel()[1:])
+
+
 @pytest.mark.parametrize("sigma", [(0.8, 0.0, 0.0), (0.0, 2.5, 0.0), (0.0, 0.0, 1.3), (3.0, 1.0, 2.0)])
 def test_a_narrow_blur_is_the_product_with_its_matrix(sigma: tuple[float, float, float]) -> None:
     """Wide blurs and GPUs take the matrix: at its edges too both must be one filter."""
@@ -77,6 +114,19 @@ def test_a_narrow_blur_is_the_product_with_its_matrix(sigma: tuple[float, float,
             kernel = torch.as_tensor(sampling._kernel(SHAPE[axis], width), dtype=torch.float32)
             product = sampling._along(product, kernel, axis)
     assert torch.allclose(sampling.smooth(field, sigma), product, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_rim", [False, True])
+def test_means_of_blocks_lie_where_their_voxels_do(with_rim: bool) -> None:
+    """A linear function of place is its own mean: half a voxel off, and every finding lies off."""
+    grid = turned((7, 20, 21), 7)
+    field = grid.world(np.argwhere(np.ones(grid.shape))) @ np.array([1.0, -2.0, 0.5])
+    means, coarse = sampling.block_means(
+        torch.tensor(field.reshape(grid.shape)), grid, (1, 2, 3), with_rim=with_rim
+    )
+    assert coarse.shape == tuple(means.shape) == (7, 10, 7)
+    truth = coarse.world(np.argwhere(np.ones(coarse.shape))) @ np.array([1.0, -2.0, 0.5])
+    assert np.abs(means.numpy().ravel() - truth).max() < 1e-6
 
 
 @pytest.mark.usefixtures("threads")

@@ -20,7 +20,7 @@ from medsiam.change.noise_rate import NoiseRate
 from medsiam.change.rescan import Rescanner, measured_gap
 from medsiam.config import CompareSettings
 from medsiam.pairing.comparability import judge
-from medsiam.pairing.pair_up import pair_up
+from medsiam.pairing.pair_up import HalfwaySettings, pair_up
 from medsiam.pairing.values import Pair
 from medsiam.phantom import Lesion, Scan, flair_acquisition, head_phantom, position
 
@@ -108,6 +108,21 @@ def test_a_rescan_differs_from_its_scan_as_the_pair_does(grown, rescanner):
         gap = measured_gap(grown, torch.tensor(again.contrast), torch.tensor(again.mean))
         assert gap.noise == pytest.approx(rescanner.gap.noise, rel=0.25)
         assert gap.edge_mm == pytest.approx(rescanner.gap.edge_mm, rel=0.3)
+
+
+def test_fine_voxels_are_taken_together_where_the_halfway_grid_is_coarser():
+    """Else what lies between two samples is thrown away, and its noise stays."""
+    scans = visit(seed=0), visit(seed=1, turn=(5.0, 0.0, 3.0))
+    told = judge(scans[0].acquisition, scans[1].acquisition, (4.0, 2.0, 2.0), (4.0, 2.0, 2.0))
+    coarse = dataclasses.replace(SETTINGS, halfway=HalfwaySettings(finest_mm=4.0))
+    fine, thick = (pair_up(*scans, told, each.pairing(), CPU) for each in (SETTINGS, coarse))
+    assert fine.seen == (fine.prior, fine.current)
+    for scan, seen in zip(scans, thick.seen, strict=True):
+        assert seen.grid.spacing_mm == pytest.approx([4.0, 4.0, 4.0])
+        assert seen.array[3, 5, 6] == pytest.approx(scan.array[3, 10:12, 12:14].mean(), rel=1e-5)
+        assert seen.grid.world([[3, 5, 6]])[0] == pytest.approx(scan.grid.world([[3, 10.5, 12.5]])[0])
+    noise = [np.std((pair.current_half - pair.prior_half)[pair.tissue]) for pair in (fine, thick)]
+    assert noise[1] < 0.8 * noise[0]
 
 
 def test_a_rescan_hangs_on_its_scan_and_seed_alone(grown, rescanner):

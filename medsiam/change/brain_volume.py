@@ -251,7 +251,7 @@ def _unequalised(pair: Pair) -> tuple[Field, Field]:
     The pair's own halves have one contrast curve, which takes every voxel that holds a
     little more fluid than before for one of another contrast: much of the change is lost.
     """
-    volumes, motions = (pair.prior, pair.current), (pair.prior_from_half, pair.current_from_half)
+    volumes, motions = pair.seen, (pair.prior_from_half, pair.current_from_half)
     tissue = torch.from_numpy(pair.tissue)
     images = [
         sample(torch.tensor(volume.array), volume.grid, pair.grid, motion, outside="border")
@@ -299,8 +299,8 @@ def _equal_gain(
 
 def _levels(mean: Field, kinds: Field) -> tuple[float, float] | None:
     """The values of pure fluid and of tissue beside it; None where nothing parts them."""
-    brain, most = kinds[1:].sum(0), kinds.argmax(0)
-    chosen = [mean[(most == kind) & (brain > INSIDE)] for kind in (FLUID, GREY, WHITE)]
+    brain, most = kinds[1:].sum(0), kinds.amax(0)
+    chosen = [mean[(kinds[kind] == most) & (brain > INSIDE)] for kind in (FLUID, GREY, WHITE)]
     if min(values.numel() for values in chosen) < LEAST_VOXELS:
         return None
     grey, white = _median(chosen[1]), _median(chosen[2])
@@ -312,7 +312,7 @@ def _levels(mean: Field, kinds: Field) -> tuple[float, float] | None:
 
 
 def _median(values: Field) -> float:
-    return float(torch.quantile(thinned(values), 0.5)) if values.numel() else 0.0
+    return float(np.median(thinned(values).numpy())) if values.numel() else 0.0
 
 
 def raw_log_ratio(found: Deformation, scans: BrainScans) -> float:

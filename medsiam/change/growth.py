@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 # Half of what lies outside a 95 % interval, on either side.
 UPPER_QUANTILE = 0.975
@@ -74,5 +74,5 @@ def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> Estimate | None:
         return Estimate(slope, None, None, int(x.size))
     residuals = y - y.mean() - slope * spread
     error = float(np.sqrt(residuals @ residuals / freedom / squares))
-    reach = float(stats.t.ppf(UPPER_QUANTILE, freedom)) * error
+    reach = float(special.stdtrit(freedom, UPPER_QUANTILE)) * error
     return Estimate(slope, slope - reach, slope + reach, int(x.size))

@@ -161,7 +161,7 @@ def _as_scanned(
     field = torch.zeros(grid.shape)
     place = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
     field[place] = torch.from_numpy(relief).float()
-    slicings = slicings_of((pair.prior, pair.current), (pair.prior_from_half, pair.current_from_half), grid)
+    slicings = slicings_of(pair.seen, (pair.prior_from_half, pair.current_from_half), grid)
     shown = slicings[0 if into_prior else 1].shows(field)
     nothing = torch.zeros_like(shown)
     # What the other scan's slices make of it goes through the same step as the pair did.

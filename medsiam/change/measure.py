@@ -77,7 +77,7 @@ def measure_change(
 ) -> MeasuredChange:
     """The change of a pair with its noise floor, its certificates and its brain's volume.
 
-    reversed_pair  makes the pair anew with prior and current exchanged
+    reversed_pair  the pair made anew with prior and current exchanged; asked for last
     told           hears what is being done
     """
     steps = settings.steps
@@ -89,7 +89,6 @@ def measure_change(
         volume = pool.submit(
             measure_brain_volume_change, pair, settings.brain_volume, seed=seed, device=device
         )
-        turned = pool.submit(reversed_pair)
         floor = measure_noise_floor(
             pair,
             difference,
@@ -103,7 +102,7 @@ def measure_change(
         found = find_changes(pair, floor.candidates, floor.rate, steps.findings)
         forward = Measured(pair, difference, found)
         told("comparing from current to prior, erasing what was found, measuring brain volume")
-        backward = pool.submit(lambda: measured(turned.result(), floor.rate, steps, device))
+        backward = pool.submit(lambda: measured(reversed_pair(), floor.rate, steps, device))
         erasing = pool.submit(erase_test, forward, floor.rate, steps, device, most=most)
         reversal = order_reversal(forward, backward.result(), steps.findings.threshold)
         erased, brain_volume = erasing.result(), volume.result()

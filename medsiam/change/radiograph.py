@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import ndimage, special
 
 from medsiam.change.comparison import Kind, Verdict
 from medsiam.pairing.intensity import curve, interpolated, thinned
@@ -350,7 +350,7 @@ def _places(
             strongest = float(np.abs(evidence[place]).max())
             large = 100.0 * place.sum() / area >= settings.least_percent
             if large and strongest >= settings.seed and abs(contrast[place].mean()) >= settings.least_change:
-                out.append((place, min(1.0, count * 2.0 * float(stats.t.sf(strongest, TAIL_FREEDOM)))))
+                out.append((place, min(1.0, count * 2.0 * float(special.stdtr(TAIL_FREEDOM, -strongest)))))
     return out
 
 

@@ -78,14 +78,14 @@ def own_noise(pair: Pair, rescanner: Rescanner) -> float:
     Computer Vision and Image Understanding 64); it is then smoothed as everything is.
     """
     total = 0.0
-    for volume, motion in ((pair.prior, pair.prior_from_half), (pair.current, pair.current_from_half)):
+    for number, volume, motion in rescanner.ways:
         values = torch.tensor(volume.array)
         rough = _bent(_bent(values, 1), 2).abs()
         inside = torch.from_numpy(pair.tissue)
         told = [sample(field, volume.grid, pair.grid, motion)[inside] for field in (rough, values)]
         typical = float(thinned(told[1]).median())
         noise = TO_DEVIATION * float(thinned(told[0]).median()) / ROUGHNESS_GAIN
-        total += (noise / max(typical, 1e-6) * rescanner.grain_deviation(volume, motion)) ** 2
+        total += (noise / max(typical, 1e-6) * rescanner.grain_deviation(number, volume, motion)) ** 2
     return float(np.sqrt(total))
 
 
@@ -108,7 +108,11 @@ class Rescanner:
     def __init__(self, pair: Pair, gap: AcquisitionGap, smoothing: tuple[float, float, float]) -> None:
         self.pair, self.gap, self.smoothing = pair, gap, smoothing
         # The digest of a scan that brings none takes as long as a rescan of it.
-        self._numbers = {id(scan): _number_of(scan) for scan in (pair.prior, pair.current)}
+        numbers = _number_of(pair.prior), _number_of(pair.current)
+        self._number = {"prior": numbers[0], "current": numbers[1]}
+        motions = pair.prior_from_half, pair.current_from_half
+        # Each scan's number, voxels and scan_from_half; in an order that neither as prior or current tells.
+        self.ways = sorted(zip(numbers, pair.seen, motions, strict=True), key=lambda way: way[0])
 
     def rescan(self, base: Base, seed: int) -> Pair:
         """A scan of the pair beside its pseudo-rescan, in the places that the pair has for them.
@@ -116,16 +120,16 @@ class Rescanner:
         The same scan and seed give the same rescan whether it is the prior or the current.
         """
         pair = self.pair
-        scan, half = (pair.prior, pair.prior_half) if base == "prior" else (pair.current, pair.current_half)
-        random = np.random.default_rng([seed, self._numbers[id(scan)]])
+        half = pair.prior_half if base == "prior" else pair.current_half
+        random = np.random.default_rng([seed, self._number[base]])
         still = torch.tensor(half)
         moved = still + self._edges(still, random) + self.gap.noise * self._grain(random)
         both = (still, moved) if base == "prior" else (moved, still)
         return replace(pair, prior_half=both[0].numpy(), current_half=both[1].numpy())
 
-    def grain_deviation(self, volume: Volume, motion: Matrix) -> float:
+    def grain_deviation(self, number: int, volume: Volume, motion: Matrix) -> float:
         """What is left of noise of deviation one once a scan is brought here and smoothed."""
-        random = np.random.default_rng(self._numbers[id(volume)])
+        random = np.random.default_rng(number)
         grains = torch.from_numpy(random.standard_normal(volume.grid.shape, dtype=np.float32))
         here = smooth(sample(grains, volume.grid, self.pair.grid, motion), self.smoothing)
         return float(here[torch.from_numpy(self.pair.tissue)].std())
@@ -148,8 +152,7 @@ class Rescanner:
         """Noise made on both scans' own voxels, brought here as they were; smoothed, its deviation is 1."""
         pair = self.pair
         made = torch.zeros(pair.grid.shape)
-        ways = ((pair.prior, pair.prior_from_half), (pair.current, pair.current_from_half))
-        for volume, motion in sorted(ways, key=lambda way: self._numbers[id(way[0])]):
+        for _, volume, motion in self.ways:
             grains = torch.from_numpy(random.standard_normal(volume.grid.shape, dtype=np.float32))
             made += sample(grains, volume.grid, pair.grid, motion)
         inside = smooth(made, self.smoothing)[torch.from_numpy(pair.tissue)]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medsiam.errors import Unreadable
 from medsiam.lungs import chest_field, find_lungs
+from medsiam.sampling import block_means
 from medsiam.volume import Grid, Matrix, Volume
 
 # HU to 0..1: lung, soft tissue and bone each keep a share of the range, soft tissue
@@ -81,7 +82,7 @@ def prepare(volume: Volume, settings: PreparationSettings) -> Prepared:
     """
     chest = _chest(volume, settings)
     spacing_mm = _spacing_mm(volume.grid, settings) if chest is None else float(chest.spacing_mm[1:].min())
-    pooled, grid = _block_means(volume, spacing_mm)
+    pooled, grid = _pooled(volume, spacing_mm)
     _check_finite(pooled)
     normal = normalised(pooled, volume.acquisition.modality)
     target = chest or _canonical_grid(grid, normal, settings.size_voxels, spacing_mm)
@@ -123,24 +124,16 @@ def _spacing_mm(grid: Grid, settings: PreparationSettings) -> float:
     return settings.spacing_mm * 2**doublings
 
 
-def _block_means(volume: Volume, spacing_mm: float) -> tuple[NDArray[np.float32], Grid]:
-    """Means of whole voxels at most as large as the target's, and where they lie.
-
-    A mean over the voxel is what a scanner of that spacing would have measured, so
-    fine detail does not alias. Voxels that fill no block at the far end are left out.
-    """
+def _pooled(volume: Volume, spacing_mm: float) -> tuple[NDArray[np.float32], Grid]:
+    """Means of whole voxels at most as large as the target's, and where they lie."""
     grid = volume.grid
     # An edge that is short of one part in a million must not change the block.
     ratios = spacing_mm / grid.spacing_mm + 1e-6
     blocks = np.clip(ratios.astype(int), 1, grid.shape)
     if grid.is_flat:
         blocks[0] = 1
-    pooled = functional.avg_pool3d(torch.tensor(volume.array)[None], tuple(int(n) for n in blocks))[0]
-    matrix = grid.world_from_index.copy()
-    matrix[:3, :3] *= blocks
-    matrix[:3, 3] = grid.world([(blocks - 1) / 2.0])[0]
-    shape = pooled.shape
-    return pooled.numpy(), Grid((shape[0], shape[1], shape[2]), matrix)
+    pooled, coarse = block_means(torch.tensor(volume.array), grid, blocks.tolist())
+    return pooled.numpy(), coarse
 
 
 def _canonical_grid(grid: Grid, normal: NDArray[np.float32], size: int, spacing_mm: float) -> Grid:

@@ -24,7 +24,7 @@ from safetensors.torch import load
 from scipy import ndimage
 
 from medsiam.errors import WeightsRefused
-from medsiam.sampling import covering, sample
+from medsiam.sampling import block_means, covering, sample
 from medsiam.volume import Grid, Volume
 from medsiam.voxel_net import MULTIPLE, VoxelNet
 
@@ -149,7 +149,7 @@ def load_brain_net() -> BrainNet:
 
 def prepared(volume: Volume) -> tuple[torch.Tensor, Grid]:
     """The network's input (K, J, I) 0..1 at 3 mm, cut to what is not background, and its grid."""
-    field, grid = _block_means(volume)
+    field, grid = _coarse(volume)
     low = float(np.percentile(field.numpy(), 1.0))
     field = (field - low).clamp(min=0.0)
     target = _padded(covering([(grid, np.eye(4))], (SPACING_MM,) * 3))
@@ -158,19 +158,14 @@ def prepared(volume: Volume) -> tuple[torch.Tensor, Grid]:
     return image[box].contiguous(), target.part(box)
 
 
-def _block_means(volume: Volume) -> tuple[torch.Tensor, Grid]:
+def _coarse(volume: Volume) -> tuple[torch.Tensor, Grid]:
     """The image averaged over blocks of at most 3 mm, so that sampling does not alias."""
     array = np.nan_to_num(volume.array, nan=0.0, posinf=0.0, neginf=0.0)
     if volume.acquisition.modality == "CT":
         array = array.clip(*CT_WINDOW_HU)
     block = np.maximum(1, np.floor(SPACING_MM / volume.grid.spacing_mm + 0.01).astype(int))
     block = np.minimum(block, volume.grid.shape)
-    size = (int(block[0]), int(block[1]), int(block[2]))
-    field = functional.avg_pool3d(torch.from_numpy(array)[None, None], size, ceil_mode=True)[0, 0]
-    matrix = volume.grid.world_from_index.copy()
-    matrix[:3, 3] = volume.grid.world([(block - 1) / 2.0])[0]
-    matrix[:3, :3] = matrix[:3, :3] * block
-    return field, Grid((field.shape[0], field.shape[1], field.shape[2]), matrix)
+    return block_means(torch.from_numpy(array), volume.grid, block.tolist(), with_rim=True)
 
 
 def _padded(grid: Grid) -> Grid:

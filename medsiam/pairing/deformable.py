@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as functional
 from scipy import fft
 
+from medsiam.kernels import looked_up
 from medsiam.pairing.intensity import thinned
 from medsiam.sampling import Field, smooth
 
@@ -147,13 +148,8 @@ def parenchyma(image: Field, scans: BrainScans) -> Field:
 
 def displaced(image: Field, way_mm: Field, spacing_mm: float) -> Field:
     """The image (K, J, I) sampled at place + way (3, K, J, I), linear, edges repeated."""
-    points = torch.empty(*image.shape, 3)
-    for axis, size in enumerate(image.shape):
-        steps = torch.arange(size, dtype=torch.float32).view([-1 if n == axis else 1 for n in range(3)])
-        points[..., 2 - axis] = (steps + way_mm[axis] / spacing_mm) * (2.0 / max(size - 1, 1)) - 1.0
-    return functional.grid_sample(
-        image[None, None], points[None], mode="bilinear", padding_mode="border", align_corners=True
-    )[0, 0]
+    way = (way_mm / spacing_mm).expand(3, *image.shape).contiguous()
+    return torch.from_numpy(looked_up(image.contiguous().numpy(), way.numpy()))
 
 
 def slope(field: Field, spacing_mm: float) -> Field:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medsiam import kernels
 from medsiam.sampling import Field, in_loops, local_mean, smooth
@@ -113,12 +114,22 @@ def _with_one_curve(
 def curve(where: Field, values: Field, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """The median of `values` in `bins` classes of `where` with equal counts, lightly smoothed."""
     places, amounts = where.cpu().numpy(), values.cpu().numpy()
-    order = np.argsort(places, kind="stable")
+    order = _rising(places)
     groups = np.array_split(order, max(1, min(bins, len(order))))
     centres = np.array([np.median(places[group]) for group in groups])
     medians = np.array([np.median(amounts[group]) for group in groups])
     padded = np.pad(medians, 2, mode="edge")
     return centres, np.convolve(padded, np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0, mode="valid")
+
+
+def _rising(values: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """The order (n,) in which values rise, of equal ones the first first, as a stable argsort has it."""
+    # A whole number that rises as the value does, beside its place: those are sorted in half the time.
+    bits = (values.astype(np.float32) + np.float32(0.0)).view(np.uint32)  # -0 becomes 0
+    keys = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+    keys = keys << np.uint64(32) | np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    return keys & np.uint64(0xFFFFFFFF)
 
 
 def interpolated(field: Field, places: np.ndarray, values: np.ndarray) -> Field:

@@ -14,7 +14,7 @@ from medsiam.pairing.registration import RegistrationSettings, Scan, register, r
 from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.slicing import less_gap, slice_gap, slicings_of
 from medsiam.pairing.values import Comparability, Pair, Registration
-from medsiam.sampling import coverage, covering, cropped, isotropic, sample
+from medsiam.sampling import block_means, coverage, covering, cropped, isotropic, sample
 from medsiam.volume import Grid, Matrix, Volume
 
 # The halfway grid's largest size in voxels, which bounds time and memory.
@@ -23,6 +23,8 @@ MOST_VOXELS = 8_000_000
 RADIOGRAPH_PIXELS = 768
 # What lies further from the tissue than this has no part in it: no slice and no narrow blur is as wide.
 SURROUND_MM = 8.0
+# Voxels are taken together where they are together at most this much longer than the halfway grid's.
+ROUNDED_UP = 1.05
 # Probability from which a voxel counts as tissue, in both scans.
 TISSUE_SHARE = 0.5
 
@@ -120,17 +122,18 @@ def bring_together(
     tissue = torch.minimum(*weights) > TISSUE_SHARE
     margin = int(np.ceil(SURROUND_MM / grid.spacing_mm[-1]))
     tissue, grid = cropped(tissue, grid, tissue.float(), margin)
+    spacing_mm = float(grid.spacing_mm[-1])
+    coarse = _hardly_finer(prior, spacing_mm), _hardly_finer(current, spacing_mm)
     fields = [
         sample(torch.tensor(v.array, device=device), v.grid, grid, m, outside="border")
-        for v, m in zip((prior, current), motions, strict=True)
+        for v, m in zip(coarse, motions, strict=True)
     ]
-    spacing_mm = float(grid.spacing_mm[-1])
     if tissue.any():
         signed = prior.acquisition.modality == "CT"
         fields = list(equalise(fields[0], fields[1], tissue, spacing_mm, settings.intensity, signed=signed))
     gap = None
     if not grid.is_flat:
-        gap = slice_gap(fields[0], fields[1], slicings_of((prior, current), motions, grid))
+        gap = slice_gap(fields[0], fields[1], slicings_of(coarse, motions, grid))
         fields = list(less_gap(fields[0], fields[1], gap))
     kinds = [
         found
@@ -152,7 +155,21 @@ def bring_together(
         current_from_half=motions[1],
         slice_gap=None if gap is None else gap.cpu().numpy(),
         notes=tuple(dict.fromkeys(region.note for region in regions)),
+        coarse=coarse,
     )
+
+
+def _hardly_finer(volume: Volume, spacing_mm: float) -> Volume:
+    """The volume in means of as many voxels along each axis as this spacing holds; often itself.
+
+    What lies between two samples would otherwise be thrown away, and its noise kept.
+    """
+    blocks = np.floor(ROUNDED_UP * spacing_mm / volume.grid.spacing_mm).astype(int)
+    blocks = np.clip(blocks, 1, volume.grid.shape)
+    if volume.grid.is_flat or blocks.max() == 1:
+        return volume
+    means, grid = block_means(torch.tensor(volume.array), volume.grid, blocks.tolist())
+    return Volume(means.numpy(), grid, volume.acquisition)
 
 
 def _halfway_grid(

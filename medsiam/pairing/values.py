@@ -75,6 +75,7 @@ class Pair:
     slice_gap       (K, J, I) float32, what the slices alone made of the difference and was taken
                     out; None for radiographs
     notes           what was chosen on the way, plain sentences
+    coarse          both scans in voxels hardly finer than the halfway grid's, where their own are
     """
 
     prior: Volume
@@ -91,3 +92,9 @@ class Pair:
     current_from_half: Matrix
     slice_gap: NDArray[np.float32] | None = None
     notes: tuple[str, ...] = ()
+    coarse: tuple[Volume, Volume] | None = None
+
+    @property
+    def seen(self) -> tuple[Volume, Volume]:
+        """Prior and current in the voxels from which the halves were interpolated."""
+        return self.coarse or (self.prior, self.current)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medsiam.kernels import resampled
 from medsiam.report import drawing
 from medsiam.report.display import GreyWindow
 from medsiam.report.nifti import MILLIMETRES, RAS_FROM_LPS, SCANNER_SPACE
@@ -211,9 +212,9 @@ def _resampled(array: Array, shape: Shape) -> NDArray[np.float32]:
         return values
     ratio = np.array(values.shape) / np.array(shape)
     blurred = ndimage.gaussian_filter(values, BLUR_PER_STEP * (ratio - 1), mode="nearest")
-    zoomed = ndimage.zoom(blurred, 1 / ratio, order=1, mode="nearest", grid_mode=True)
-    assert zoomed.shape == shape, f"{zoomed.shape} is not {shape}"
-    return np.asarray(zoomed, dtype=np.float32)
+    # Voxels are areas: the middle of a coarse one lies in the middle of those that it covers.
+    fine_from_coarse = np.column_stack([np.diag(ratio), (ratio - 1) / 2])
+    return resampled(blurred[None], fine_from_coarse[None], shape, border=True)[0]
 
 
 def _grey(scene: Scene, frame: _Frame, array: Array, window: GreyWindow) -> bytes:
@@ -221,12 +222,14 @@ def _grey(scene: Scene, frame: _Frame, array: Array, window: GreyWindow) -> byte
     cut = _cut(scene, array)
     is_ct = scene.comparison.current.acquisition.modality == "CT"
     floor = DARKEST_HU if is_ct else window.low
-    unseen = _resampled(~np.isfinite(cut), frame.shape) > 0.5
-    values = _resampled(np.nan_to_num(cut, nan=floor, posinf=floor, neginf=floor), frame.shape)
+    seen = np.isfinite(cut)
+    values = _resampled(np.where(seen, cut, floor), frame.shape)
     step = (window.high - window.low) / STEPS_IN_WINDOW
     codes = np.rint((np.maximum(values, floor) - window.low) / step)
-    hatch = np.where(np.indices(frame.shape).sum(axis=0) % 8 < 2, *HATCH)
-    codes = np.clip(np.where(unseen, hatch, codes), -32768, 32767).astype(np.int16)
+    if not seen.all():
+        hatch = np.where(np.indices(frame.shape).sum(axis=0) % 8 < 2, *HATCH)
+        codes = np.where(_resampled(~seen, frame.shape) > 0.5, hatch, codes)
+    codes = np.clip(codes, -32768, 32767).astype(np.int16)
     current = scene.current_window
     return _nifti(frame, codes, (current.high - current.low) / STEPS_IN_WINDOW, current.low)
 
