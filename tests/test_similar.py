@@ -153,6 +153,21 @@ def test_a_refused_file_is_told_and_the_rest_is_added(archive, weights, tmp_path
     assert result.stderr.startswith("refused: file 1 of ") and "'broken.nii.gz'" in result.stderr
 
 
+def test_a_damaged_zip_in_a_folder_is_told_and_the_rest_is_added(weights, tmp_path):
+    """An archive of years holds one; named alone it is refused, since nothing else was meant."""
+    write_scan(tmp_path / "scans" / "whole", 0, 0)
+    broken = tmp_path / "scans" / "DOE^JOHN.zip"
+    broken.write_bytes(b"PK\x03\x04 and nothing more")
+    result = run(
+        "index", "add", tmp_path / "scans", "--index", tmp_path / "cases", "--weights", weights, "--json"
+    )
+    assert result.exit_code == 0
+    intake = json.loads(result.stdout)
+    assert (intake["new"], len(intake["refused"])) == (1, 1)
+    assert "damaged" in intake["refused"][0]["message"] and "DOE" not in result.stdout
+    assert run("index", "add", broken, "--index", tmp_path / "none", "--weights", weights).exit_code != 0
+
+
 def test_a_search_leaves_the_own_patient_out_unless_asked(archive, index, weights, tmp_path):
     """Else the patient's own prior always comes first."""
     assert search(archive, index, weights, tmp_path).exit_code == 0

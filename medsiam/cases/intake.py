@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -94,15 +95,20 @@ class Hints:
 
 
 def series_of(paths: Iterable[Path], key: bytes) -> tuple[list[SeriesEntry], list[Refused]]:
-    """Every series in these places, each once, and the places that hold none."""
+    """Every series in these places, each once, and the places that hold none or are unsafe."""
     found: dict[tuple[object, ...], SeriesEntry] = {}
     refused = []
+
+    def refuse(what: str, place: Path, error: InputRefused) -> None:
+        refused.append(Refused(what, error.code, str(error), spoken(error)))
+
     for number, path in enumerate(paths, 1):
+        part = partial(refuse, f"a part of scan {number} as given")
         try:
-            for entry in find_series(path, key=key):
+            for entry in find_series(path, key=key, refuse=part):
                 found.setdefault((entry.name, entry.paths), entry)
         except InputRefused as error:
-            refused.append(Refused(f"scan {number} as given", error.code, str(error), spoken(error)))
+            refuse(f"scan {number} as given", path, error)
     return list(found.values()), refused
 
 

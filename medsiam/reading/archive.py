@@ -65,6 +65,10 @@ class Source:
         return PurePosixPath(self.member).name if self.member else self.path.name
 
 
+# Hears of a place that is passed over, and why.
+Refuse = Callable[[Path, InputRefused], None]
+
+
 class Opener:
     """Opens sources one after the other; an archive stays open between its members.
 
@@ -108,14 +112,16 @@ class Opener:
         return self._archive
 
 
-def find_sources(path: Path) -> tuple[Source, ...]:
+def find_sources(path: Path, *, refuse: Refuse | None = None) -> tuple[Source, ...]:
     """Every visible file of a folder and of the zips in it, of one zip, or the file itself.
 
+    refuse  hears of an archive in the folder that is unsafe or too large, which is then passed over
+
     In order of the names. Raises InputRefused where nothing is there, or an
-    archive is unsafe or too large.
+    archive is unsafe or too large and nobody hears of it.
     """
     if path.is_dir():
-        return tuple(_in_folder(path))
+        return tuple(_in_folder(path, refuse))
     if not path.is_file():
         raise named(InputRefused("there is no such file or folder; check the path"), repr(str(path)))
     if is_zip(path):
@@ -124,7 +130,7 @@ def find_sources(path: Path) -> tuple[Source, ...]:
 
 
 def sources_by_folder(
-    folder: Path, *, leave_out: Path | None = None, refuse: Callable[[Path, InputRefused], None]
+    folder: Path, *, leave_out: Path | None = None, refuse: Refuse
 ) -> Iterator[tuple[Source, ...]]:
     """The visible files of each folder below, and the members of each zip: one group after the other.
 
@@ -164,12 +170,18 @@ def _first_bytes(path: Path, count: int) -> bytes:
         return b""
 
 
-def _in_folder(folder: Path) -> Iterator[Source]:
+def _in_folder(folder: Path, refuse: Refuse | None) -> Iterator[Source]:
     count = 0
     for path, size in _walk(folder):
-        found = (
-            members(path) if path.suffix.lower() == ".zip" and is_zip(path) else (Source(path, size=size),)
-        )
+        found: tuple[Source, ...] = (Source(path, size=size),)
+        if path.suffix.lower() == ".zip" and is_zip(path):
+            try:
+                found = members(path)
+            except InputRefused as error:
+                if refuse is None:
+                    raise
+                refuse(path, error)
+                found = ()
         count += len(found)
         if count > MOST_FILES:
             raise InputRefused(f"the folder holds more than {MOST_FILES} files; name a folder further down")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medsiam.errors import InputRefused, MedsiamError, SeriesAmbiguous, Unreadable, named
-from medsiam.reading.archive import NIFTI_ENDINGS, RASTER_ENDINGS, Source, find_sources
+from medsiam.reading.archive import NIFTI_ENDINGS, RASTER_ENDINGS, Refuse, Source, find_sources
 from medsiam.reading.dicom import DAMAGED, dicom_entries, read_dicom
 from medsiam.reading.dicomdir import is_dicomdir, referenced_sources
 from medsiam.reading.entry import SeriesEntry
@@ -22,15 +22,17 @@ MOST_LISTED = 12
 _READERS = {"dicom": read_dicom, "nifti": read_nifti, "raster": read_raster}
 
 
-def find_series(path: str | Path, *, key: bytes) -> tuple[SeriesEntry, ...]:
+def find_series(path: str | Path, *, key: bytes, refuse: Refuse | None = None) -> tuple[SeriesEntry, ...]:
     """Everything found in a folder, file, zip or DICOMDIR, from headers alone.
+
+    refuse  hears of an unsafe archive in a folder, which is then passed over
 
     Entries that cannot be read carry the reason; hidden files and files of
     other kinds are left out. Raises InputRefused where the path holds nothing
-    that could be an image, or is an unsafe archive.
+    that could be an image, or is or holds an unsafe archive of which nobody hears.
     """
     path = Path(path)
-    sources = referenced_sources(path) if is_dicomdir(path) else find_sources(path)
+    sources = referenced_sources(path) if is_dicomdir(path) else find_sources(path, refuse=refuse)
     entries, others = entries_of(sources, key)
     if not entries:
         refusal = Unreadable(
