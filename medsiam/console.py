@@ -30,9 +30,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # glibc gives each thread a heap of its own, and large arrays that come and go leave holes in all of them:
 # with one heap a comparison was measured to need a third less memory, and less time to be given it.
-M_ARENA_MAX = -8
+# Arrays of a comparison's size then come from that heap too, and what is free at its end is kept: mapped
+# anew each time, as by default, their pages cost a second of processor time.
+M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -8, -3, -1
+MAPPED_BYTES, KEPT_BYTES = 1 << 28, 1 << 30
 with contextlib.suppress(OSError, AttributeError):
-    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    _glibc = ctypes.CDLL(None)
+    _glibc.mallopt(M_ARENA_MAX, 1)
+    _glibc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+    _glibc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 # Imports make half a million objects that all stay. Looked through every few hundred, and once more
 # on the way out, they took a third of the time that a command needs to start and to end.

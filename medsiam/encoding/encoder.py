@@ -208,7 +208,7 @@ class TwinEncoder(nn.Module):
         if not size:
             return images
         for axis in range(2, images.dim()):
-            means = torch.from_numpy(_area_means(images.shape[axis], size)).to(images)
+            means = torch.from_numpy(_area_means(int(images.shape[axis]), size)).to(images)
             images = torch.tensordot(images, means, dims=([axis], [1])).movedim(-1, axis)
         return images
 
