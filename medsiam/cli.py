@@ -235,8 +235,9 @@ def demo(
     out: OutOption = Path("demo-report"),
     seed: SeedOption = 0,
     open_report: Annotated[
-        bool, typer.Option("--open", help="Show the report in a browser where there is a display.")
-    ] = False,
+        bool | None,
+        typer.Option("--open/--no-open", help="Show the report in a browser; by default at a terminal."),
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -254,7 +255,8 @@ def demo(
     else:
         typer.echo(outcome.table())
         typer.echo(f"report: {outcome.index}")
-    if open_report and _has_display():
+    wanted = sys.stdout.isatty() and not as_json if open_report is None else open_report
+    if wanted and _has_display():
         typer.launch(str(outcome.index))
 
 

@@ -19,7 +19,7 @@ from medsiam.change.verdict import Judged, judge_change, judge_radiographs
 from medsiam.config import CompareSettings, load_settings
 from medsiam.encoding.encoder import Encoder, Features, cosine_distance
 from medsiam.encoding.weights import warm_encoder
-from medsiam.errors import InputRefused, ResourceExhausted, named
+from medsiam.errors import ConfigRefused, InputRefused, NotComparable, ResourceExhausted, named
 from medsiam.pairing.body_parts import regions_of
 from medsiam.pairing.comparability import check_comparable, judge, unknown_notes
 from medsiam.pairing.identity_check import check_identity
@@ -34,6 +34,9 @@ from medsiam.reading import SeriesEntry, find_series, load_key, read_series, rea
 from medsiam.volume import Volume
 
 Progress = Callable[[str], None]
+
+# What every generator of chance takes.
+LARGEST_SEED = 2**32 - 1
 
 
 def silent(step: str) -> None:
@@ -111,7 +114,13 @@ def compare(
     where the device cannot hold them.
     """
     settings = settings or CompareSettings()
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ConfigRefused(f"the seed is {str(seed)[:24]}; it must be from 0 to {LARGEST_SEED}")
     chosen = _device(device)
+    if prior.spatial_dims != current.spatial_dims:
+        kinds = {2: "a radiograph", 3: "a volume"}
+        which = f"the prior is {kinds[prior.spatial_dims]} and the current {kinds[current.spatial_dims]}"
+        raise NotComparable(f"{which}; give two scans of one kind")
     clock = _Stages()
     comparability = judge(prior.acquisition, current.acquisition, _spacing(prior), _spacing(current))
     check_comparable(comparability)
@@ -226,8 +235,11 @@ def usable_series(path: Path, name: str | None, key: bytes) -> list[SeriesEntry]
 def _device(name: str) -> torch.device:
     """The device of a name; "auto" is the first GPU where there is one.
 
-    Raises ResourceExhausted where the named GPU is not there.
+    Raises ConfigRefused where there is no such kind, ResourceExhausted where the named GPU is not there.
     """
+    kind, _, number_of = name.partition(":")
+    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number_of.isdecimal()):
+        raise ConfigRefused(f"there is no device {name[:24]!r}; choose auto, cpu or cuda[:N]")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda"):

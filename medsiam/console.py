@@ -54,7 +54,7 @@ FORMATS = ("json", "html", "nifti", "dicom")
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw.")]
 ConfigOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
 ]

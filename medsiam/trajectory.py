@@ -150,6 +150,11 @@ def follow(
         raise InputRefused(
             f"a trajectory needs {FEWEST_SCANS} scans, {len(volumes)} given; use compare for two"
         )
+    digests = [volume.acquisition.sha256 for volume in volumes if volume.acquisition.sha256]
+    if len(set(digests)) < len(digests):
+        raise InputRefused(
+            "the same scan is given twice: it is one measurement and not two; give each scan once"
+        )
     started = time.perf_counter()
     ordered = in_order(volumes, rules)
     count = len(ordered.scans)

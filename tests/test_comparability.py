@@ -485,7 +485,35 @@ def test_equal_pairs_are_decided_by_their_uid_and_that_is_told():
     for currents in (twins, twins[::-1]):
         match = match_series(PRIORS, currents)
         assert currents[match.current].acquisition.series_uid == "2.1"
-        assert "1 other pair is as alike, the UID decided" in match.sentence
+        assert "1 other pair is as alike, time or the UID decided" in match.sentence
+
+
+def visits_of(*told):
+    """One FLAIR of each visit: its UID, its year and whose it is."""
+    return [
+        Series(
+            scan(FLAIR, description="FLAIR", series_uid=uid, acquired=datetime(year, 5, 4), patient_key=whose)
+        )
+        for uid, year, whose in told
+    ]
+
+
+def test_one_series_is_not_compared_with_itself_where_there_is_another():
+    """A folder that holds every visit is given on either side: "stable" would be a wrong answer."""
+    both = visits_of(("1.1", 2023, "a"), ("1.2", 2024, "a"))
+    for priors in (both, both[:1], both[::-1]):
+        match = match_series(priors, both)
+        told = priors[match.prior].acquisition.series_uid, both[match.current].acquisition.series_uid
+        assert told == ("1.1", "1.2")
+    alone = match_series(both[:1], both[:1])
+    assert (alone.prior, alone.current) == (0, 0)
+
+
+def test_another_patients_series_is_taken_only_where_there_is_no_other():
+    """It would be refused, though the folder holds the right one."""
+    currents = visits_of(("1.0", 2024, "b"), ("1.3", 2024, "a"))
+    assert match_series(visits_of(("1.1", 2023, "a")), currents).current == 1
+    assert match_series(visits_of(("1.1", 2023, "a")), currents[:1]).current == 0
 
 
 def test_the_finer_of_two_like_pairs_is_taken():

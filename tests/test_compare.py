@@ -11,10 +11,10 @@ import pytest
 from medsiam.change.comparison import Comparison
 from medsiam.compare import compare as compare_fully
 from medsiam.config import CompareSettings
-from medsiam.errors import NotComparable
+from medsiam.errors import ConfigRefused, NotComparable
 from medsiam.pairing.pair_up import HalfwaySettings
 from medsiam.phantom import Lesion, Scan, flair_acquisition, head_phantom, position
-from medsiam.volume import Volume, transform
+from medsiam.volume import Grid, Volume, transform
 from tests.phantoms import radiograph
 
 # The laws hold at any number of pseudo-rescans.
@@ -116,6 +116,30 @@ def test_a_radiograph_without_lungs_is_not_judged():
     result = compare(plain, Volume(spotted, film.grid, film.acquisition))
     assert result.verdict == "indeterminate" and "lung" in result.summary
     assert result.findings == () and result.change.appearing_ml is None
+
+
+def test_a_radiograph_beside_a_volume_is_refused_before_any_weights_are_asked(before):
+    """Else the answer is to train others."""
+    flat = Volume(before.array[:1], Grid((1, *before.grid.shape[1:]), before.grid.world_from_index))
+    for pair in ((before, flat), (flat, before)):
+        with pytest.raises(NotComparable, match=r"a radiograph.*give two scans of one kind"):
+            compare(*pair)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": 2**32}, {"device": "bogus"}, {"device": "cuda:x"}])
+def test_a_seed_or_device_that_cannot_be_is_refused_at_once(before, wrong):
+    """From Python as from the command line."""
+    with pytest.raises(ConfigRefused, match=r"must be from 0 to|choose auto, cpu"):
+        compare(before, before, **wrong)
+
+
+def test_a_sliver_of_the_other_scan_gives_no_verdict(before):
+    """Three slices are registered well, and say nothing of the rest of the head."""
+    box = [slice(18, 21), slice(0, before.grid.shape[1]), slice(0, before.grid.shape[2])]
+    sliver = Volume(before.array[18:21], before.grid.part(box), before.acquisition)
+    for pair in ((sliver, before), (before, sliver)):
+        comparison = compare(*pair)
+        assert comparison.verdict == "indeterminate" and comparison.registration.quality != "good"
 
 
 def test_two_modalities_are_refused(before):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsiam.config import LARGEST_FILE_BYTES, load_settings, settings_as_dict, settings_from
+from medsiam.config import LARGEST_FILE_BYTES, CompareSettings, load_settings, settings_as_dict, settings_from
 from medsiam.errors import ConfigRefused
 
 
@@ -48,6 +48,28 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
     """A file may hold only what differs."""
     settings = load(tmp_path, "smoothing:\n  width_mm: 3\n  levels_mm: [6, 3.5]\n  window: [0, 80]\n")
     assert settings == Everything(Smoothing(width_mm=3.0, levels_mm=(6.0, 3.5), window=(0.0, 80.0)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "registration: {levels_mm: []}",
+        "registration: {levels_mm: [8.0, 4.0]}",
+        "registration: {iterations: [0, 1, 1]}",
+        "findings: {threshold: -1}",
+        "findings: {significance: 5}",
+        "findings: {scales_mm: []}",
+        "difference: {smoothing_mm: 0}",
+        "intensity: {curve_bins: 0}",
+        "brain_volume: {deformation: {node_mm: 0}}",
+    ],
+)
+def test_a_comparison_refuses_numbers_with_which_it_would_break(tmp_path, text):
+    """Before anything is read, and not as a bug in the middle."""
+    with pytest.raises(ConfigRefused):
+        load_settings(written(tmp_path, text), CompareSettings)
+    shipped = Path(__file__).parents[1] / "configs" / "compare.yaml"
+    assert load_settings(shipped, CompareSettings) == CompareSettings()
 
 
 @pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "smoothing:\n"])

@@ -116,6 +116,19 @@ def test_a_copy_breaks_no_rule_that_its_original_kept(tmp_path, kind):
     assert errors(files(tmp_path / "out")[0]) <= errors(files(tmp_path / "scans")[0])
 
 
+def test_a_refusal_before_does_not_stand_in_the_way(tmp_path):
+    """The same command with the right path must do; what else is there stays, and refuses."""
+    write_visit("MR", 1, tmp_path / "scans")
+    out = tmp_path / "out"
+    command = [str(tmp_path / "none"), "--out", str(out)]
+    assert CliRunner().invoke(cli.app, ["deidentify", *command]).exit_code == 3
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+    deidentify(tmp_path / "scans", out, key=KEY)
+    assert files(out) and not (out / "report.json").exists()
+    with pytest.raises(InputRefused, match="not empty"):
+        deidentify(tmp_path / "scans", out, key=KEY)
+
+
 def test_the_key_decides_and_another_key_decides_otherwise(tmp_path):
     """The same key gives the same copy, so that a later visit joins the earlier ones."""
     path = files(write_visit("CR", 1, tmp_path))[0]

@@ -4,6 +4,8 @@ import os
 import stat
 import zipfile
 
+import nibabel as nib
+import numpy as np
 import pytest
 from pydicom.fileset import FileSet
 from pydicom.uid import generate_uid
@@ -38,6 +40,30 @@ def test_a_zip_gives_the_same_volume_as_its_folder(folder, tmp_path):
         assert found.grid.is_close(wanted.grid)
         assert found.acquisition.sha256 == wanted.acquisition.sha256
     assert [path.name for path in zipped.parent.iterdir()] == ["a.zip"]
+
+
+def test_pictures_that_a_comparison_left_are_no_scans(folder, tmp_path):
+    """An archive that holds results beside scans must not be searched for those; named alone each is read."""
+    result = tmp_path / "result"
+    result.mkdir()
+    image = nib.Nifti1Image(np.random.default_rng(0).random((9, 8, 7), np.float32), np.eye(4))
+    nib.save(image, result / "findings.nii.gz")
+    assert len(find_series(tmp_path, key=KEY)) == 2
+    (result / "digests.json").write_text("{}")
+    assert [entry.kind for entry in find_series(tmp_path, key=KEY)] == ["dicom"]
+    assert read(result / "findings.nii.gz").grid.shape == (7, 8, 9)
+
+
+def test_the_patients_name_in_a_description_is_taken_out(tmp_path):
+    """Technicians type it in; a report that "carries no name" would."""
+    told = save(classic(SeriesDescription="FLAIR PHANTOM_x, paula Phantom 4711 t1"), tmp_path / "told")
+    assert read(told).acquisition.description == "FLAIR …_x, … … … t1"
+
+
+def test_a_path_that_is_too_long_is_a_refusal():
+    """And its five thousand letters are not told."""
+    with pytest.raises(InputRefused, match="longer than this system allows"):
+        read("x" * 5000)
 
 
 def test_a_series_in_subfolders_is_one_series(folder, tmp_path):

@@ -168,6 +168,14 @@ def test_a_damaged_zip_in_a_folder_is_told_and_the_rest_is_added(weights, tmp_pa
     assert run("index", "add", broken, "--index", tmp_path / "none", "--weights", weights).exit_code != 0
 
 
+def test_a_search_takes_the_report_of_an_earlier_refusal_away(archive, index, weights, tmp_path):
+    """Else a good result stands beside "refused"; a comparison's report stays."""
+    assert search(archive, tmp_path / "none", weights, tmp_path / "out").exit_code == 3
+    assert (tmp_path / "out" / "report.json").is_file()
+    assert search(archive, index, weights, tmp_path / "out").exit_code == 0
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
 def test_a_search_leaves_the_own_patient_out_unless_asked(archive, index, weights, tmp_path):
     """Else the patient's own prior always comes first."""
     assert search(archive, index, weights, tmp_path).exit_code == 0

@@ -27,7 +27,7 @@ from medsiam.pairing.identity_check import order_of_time
 from medsiam.pairing.series_match import match_many
 from medsiam.reading.entry import SeriesEntry
 from medsiam.trajectory import Rules, follow, in_order
-from medsiam.volume import Acquisition, Volume
+from medsiam.volume import Acquisition, Grid, Volume
 from tests import comparison_maker as maker
 from tests.trajectory_maker import (
     DAYS,
@@ -302,6 +302,16 @@ def test_scans_that_cannot_be_followed_are_refused_before_any_is_compared():
         follow([third, changed(second, acquired=None), first])
     with pytest.raises(InputRefused, match="needs 3 scans, 2 given"):
         follow([first, second])
+
+
+def test_one_scan_given_twice_is_refused():
+    """It would count as two measurements, and growth would look certain."""
+    acquisition = Acquisition(modality="MR", sha256="a" * 64)
+    scans = [
+        Volume(np.zeros((4, 4, 4), np.float32), Grid((4, 4, 4), np.eye(4)), acquisition) for _ in range(3)
+    ]
+    with pytest.raises(InputRefused, match="given twice"):
+        follow(scans)
 
 
 def test_of_several_series_the_same_kind_is_taken_in_every_scan():

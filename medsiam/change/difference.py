@@ -8,7 +8,7 @@ scans alike, so that exchanging them changes the sign and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,12 +35,12 @@ class DifferenceSettings:
                        deviations that count as evidence of one
     """
 
-    smoothing_mm: float = 1.0
-    neighbourhood_mm: float = 10.0
-    least_deviation: float = 0.01
+    smoothing_mm: float = field(default=1.0, metadata={"range": (0.1, 20.0)})
+    neighbourhood_mm: float = field(default=10.0, metadata={"range": (1.0, 100.0)})
+    least_deviation: float = field(default=0.01, metadata={"range": (1e-6, 10.0)})
     bright_onset: float = 1.0
-    surround_mm: float = 8.0
-    noticeable_deviations: float = 3.0
+    surround_mm: float = field(default=8.0, metadata={"range": (1.0, 100.0)})
+    noticeable_deviations: float = field(default=3.0, metadata={"range": (0.01, 100.0)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -53,19 +53,23 @@ class FindingSettings:
     absent_share     a lesion smaller than this share of its other self was not there
     """
 
-    threshold: float = 1.0
-    least_strength: float = 3.5
-    least_contrast: float = 0.09
-    least_contrast_bright: float = 0.08
-    least_deviations: float = 1.7
-    rim_mm: float = 3.0
-    least_mm3: float = 8.0
-    least_share: float = 0.05
-    least_share_of_place: float = 0.3
-    significance: float = 0.05
-    scales_mm: tuple[float, ...] = (1.0, 2.0)
-    reach_mm: float = 6.0
-    absent_share: float = 0.15
+    threshold: float = field(default=1.0, metadata={"range": (0.01, 1000.0)})
+    least_strength: float = field(default=3.5, metadata={"range": (0.0, 100.0)})
+    least_contrast: float = field(default=0.09, metadata={"range": (0.0, 10.0)})
+    least_contrast_bright: float = field(default=0.08, metadata={"range": (0.0, 10.0)})
+    least_deviations: float = field(default=1.7, metadata={"range": (0.0, 100.0)})
+    rim_mm: float = field(default=3.0, metadata={"range": (0.0, 50.0)})
+    least_mm3: float = field(default=8.0, metadata={"range": (0.0, 1e6)})
+    least_share: float = field(default=0.05, metadata={"range": (0.0, 1.0)})
+    least_share_of_place: float = field(default=0.3, metadata={"range": (0.0, 1.0)})
+    significance: float = field(default=0.05, metadata={"range": (1e-9, 1.0)})
+    scales_mm: tuple[float, ...] = field(default=(1.0, 2.0), metadata={"range": (0.1, 20.0)})
+    reach_mm: float = field(default=6.0, metadata={"range": (0.0, 50.0)})
+    absent_share: float = field(default=0.15, metadata={"range": (0.0, 1.0)})
+
+    def __post_init__(self) -> None:
+        if not self.scales_mm:
+            raise ValueError("scales_mm is empty; it must hold at least one size")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -52,10 +52,10 @@ class DeformationSettings:
     passes      times that both scans are warped and fitted again
     """
 
-    spacing_mm: float = 1.5
-    window_mm: float = 8.0
-    node_mm: float = 6.0
-    passes: int = 2
+    spacing_mm: float = field(default=1.5, metadata={"range": (0.5, 8.0)})
+    window_mm: float = field(default=8.0, metadata={"range": (1.0, 100.0)})
+    node_mm: float = field(default=6.0, metadata={"range": (1.0, 100.0)})
+    passes: int = field(default=2, metadata={"range": (1, 20)})
 
 
 @dataclass(frozen=True, eq=False)

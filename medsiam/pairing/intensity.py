@@ -7,7 +7,7 @@ robustly, so that real change is left alone, and each scan is taken half the way
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ class IntensitySettings:
     curve_bins     points of the contrast curve
     """
 
-    bias_sigma_mm: float = 20.0
-    rounds: int = 3
-    curve_bins: int = 64
+    bias_sigma_mm: float = field(default=20.0, metadata={"range": (1.0, 500.0)})
+    rounds: int = field(default=3, metadata={"range": (1, 100)})
+    curve_bins: int = field(default=64, metadata={"range": (2, 4096)})
 
 
 # Below this share of the typical tissue signal a logarithm would amplify noise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from medsiam.pairing.registration import RegistrationSettings, Scan, register, r
 from medsiam.pairing.side_by_side import side_by_side
 from medsiam.pairing.slicing import less_gap, slice_gap, slicings_of
 from medsiam.pairing.values import Comparability, Pair, Registration
-from medsiam.sampling import block_means, coverage, covering, cropped, isotropic, sample
+from medsiam.sampling import Field, block_means, coverage, covering, cropped, isotropic, sample
 from medsiam.volume import Grid, Matrix, Volume
 
 # The halfway grid's largest size in voxels, which bounds time and memory.
@@ -25,6 +25,8 @@ RADIOGRAPH_PIXELS = 768
 SURROUND_MM = 8.0
 # Voxels are taken together where they are together at most this much longer than the halfway grid's.
 ROUNDED_UP = 1.05
+# Where less of the larger scan's brain or body is seen in both, the rest would pass for unchanged.
+LEAST_SEEN = 0.15
 # Probability from which a voxel counts as tissue, in both scans.
 TISSUE_SHARE = 0.5
 
@@ -122,6 +124,7 @@ def bring_together(
     tissue = torch.minimum(*weights) > TISSUE_SHARE
     margin = int(np.ceil(SURROUND_MM / grid.spacing_mm[-1]))
     tissue, grid = cropped(tissue, grid, tissue.float(), margin)
+    registration = _doubted(registration, tissue, grid, (prior, current), regions)
     spacing_mm = float(grid.spacing_mm[-1])
     coarse = _hardly_finer(prior, spacing_mm), _hardly_finer(current, spacing_mm)
     fields = [
@@ -157,6 +160,22 @@ def bring_together(
         notes=tuple(dict.fromkeys(region.note for region in regions)),
         coarse=coarse,
     )
+
+
+def _doubted(
+    registration: Registration,
+    tissue: Field,
+    grid: Grid,
+    volumes: tuple[Volume, Volume],
+    regions: tuple[Region, Region],
+) -> Registration:
+    """The registration, doubtful where only a sliver of what the larger scan shows is seen in both."""
+    shown_ml = [float(r.weight.sum()) * v.grid.voxel_ml for v, r in zip(volumes, regions, strict=True)]
+    share = float(tissue.sum()) * grid.voxel_ml / max(*shown_ml, 1e-6)
+    if share >= LEAST_SEEN or registration.quality != "good" or grid.is_flat:
+        return registration
+    told = f"only {share:.0%} of the {regions[0].kind} that the larger scan shows is seen in both"
+    return replace(registration, quality="doubtful", reasons=(told,))
 
 
 def _hardly_finer(volume: Volume, spacing_mm: float) -> Volume:

@@ -8,7 +8,7 @@ the result can be trusted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -40,16 +40,23 @@ class RegistrationSettings:
     doubtful_consistency_mm  distance between two independent runs
     """
 
-    levels_mm: tuple[float, ...] = (8.0, 4.0, 2.0)
-    iterations: tuple[int, ...] = (20, 15, 10)
-    affine_gain: float = 0.06
-    convincing_likeness: float = 0.65
-    least_likeness: float = 0.15
-    doubtful_likeness: float = 0.35
-    least_overlap: float = 0.35
-    doubtful_overlap: float = 0.7
-    most_volume_change: float = 0.06
-    doubtful_consistency_mm: float = 1.0
+    levels_mm: tuple[float, ...] = field(default=(8.0, 4.0, 2.0), metadata={"range": (0.25, 64.0)})
+    iterations: tuple[int, ...] = field(default=(20, 15, 10), metadata={"range": (1, 1000)})
+    affine_gain: float = field(default=0.06, metadata={"range": (0.0, 1.0)})
+    convincing_likeness: float = field(default=0.65, metadata={"range": (0.0, 1.0)})
+    least_likeness: float = field(default=0.15, metadata={"range": (0.0, 1.0)})
+    doubtful_likeness: float = field(default=0.35, metadata={"range": (0.0, 1.0)})
+    least_overlap: float = field(default=0.35, metadata={"range": (0.0, 1.0)})
+    doubtful_overlap: float = field(default=0.7, metadata={"range": (0.0, 1.0)})
+    most_volume_change: float = field(default=0.06, metadata={"range": (0.0, 1.0)})
+    doubtful_consistency_mm: float = field(default=1.0, metadata={"range": (0.0, 100.0)})
+
+    def __post_init__(self) -> None:
+        if len(self.levels_mm) < 2 or len(self.iterations) != len(self.levels_mm):
+            raise ValueError(
+                f"{len(self.levels_mm)} levels_mm and {len(self.iterations)} iterations; "
+                "there must be as many of both, at least 2"
+            )
 
 
 @dataclass(frozen=True, eq=False)

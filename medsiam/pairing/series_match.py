@@ -12,6 +12,7 @@ from typing import Protocol
 from medsiam.errors import SeriesAmbiguous
 from medsiam.pairing.body_parts import EVERYWHERE, regions_of
 from medsiam.pairing.comparability import judge
+from medsiam.pairing.identity_check import order_of_time
 from medsiam.pairing.sequences import agent_was_given, sequence_family, words_of
 from medsiam.volume import Acquisition
 
@@ -81,9 +82,10 @@ class BestMatch(Match):
 
 
 def match_series(priors: Sequence[Candidate], currents: Sequence[Candidate]) -> BestMatch:
-    """The pair of series that are most alike; equal scores are decided by their UIDs.
+    """The pair of series that are most alike; equal scores are decided by time, then by their UIDs.
 
-    The same pair is chosen when the two sides are swapped. A pair that cannot be
+    The same pair is chosen when the two sides are swapped, unless time decides. One series on both sides,
+    or two of two patients, is chosen only where there is nothing else. A pair that cannot be
     compared is chosen only where there is no other: judge() then says why. Raises
     SeriesAmbiguous where a side is empty.
     """
@@ -91,10 +93,12 @@ def match_series(priors: Sequence[Candidate], currents: Sequence[Candidate]) -> 
         if not series:
             raise SeriesAmbiguous(f"the {side} holds 0 series that can be compared; give another folder")
 
-    def rank(match: Match) -> tuple[float, list[str], str]:
-        names = [_identity(priors[match.prior]), _identity(currents[match.current])]
+    def rank(match: Match) -> tuple[bool, float, bool, list[str], str]:
+        prior, current = priors[match.prior], currents[match.current]
+        names = [_identity(prior), _identity(current)]
+        no_visits = _is_one_series(prior, current) or _are_two_patients(prior, current)
         # Rounded: sums that differ by their last bit are equal. Sorted: the same pair both ways.
-        return -round(match.score, 9), sorted(names), names[0]
+        return no_visits, -round(match.score, 9), _is_reversed(prior, current), sorted(names), names[0]
 
     pairs = [
         Match(m, n, series_likeness(prior, current), _reasons(prior, current))
@@ -155,6 +159,19 @@ def series_likeness(a: Candidate, b: Candidate) -> float:
     marks = _marks(a, b)
     score = sum(WEIGHTS[name] * mark for name, mark in marks.items())
     return score * REFUSED_SHARE if verdict.category == "not-comparable" else score
+
+
+def _is_one_series(a: Candidate, b: Candidate) -> bool:
+    return bool(a.acquisition.series_uid) and _identity(a) == _identity(b)
+
+
+def _are_two_patients(a: Candidate, b: Candidate) -> bool:
+    keys = a.acquisition.patient_key, b.acquisition.patient_key
+    return None not in keys and keys[0] != keys[1]
+
+
+def _is_reversed(prior: Candidate, current: Candidate) -> bool:
+    return order_of_time([prior.acquisition, current.acquisition]) == (1, 0)
 
 
 def _identity(series: Candidate) -> str:
@@ -252,7 +269,8 @@ def _sentence(pairs: Sequence[Match], priors: Sequence[Candidate], currents: Seq
         return f"{told}, though no two series show the same."
     equals = sum(round(pair.score, 9) == round(choice.score, 9) for pair in pairs[1:])
     if equals:
-        return f"{told}; {equals} other pair{'s are' if equals > 1 else ' is'} as alike, the UID decided."
+        others = "other pairs are" if equals > 1 else "other pair is"
+        return f"{told}; {equals} {others} as alike, time or the UID decided."
     return f"{told}; next {named(pairs[1])} ({pairs[1].score:.2f})."
 
 

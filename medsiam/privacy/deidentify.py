@@ -36,6 +36,7 @@ from medsiam.reading.headers import ENHANCED_CLASSES, RADIOGRAPH_CLASSES, SLICE_
 from medsiam.reading.identity import keyed_hash
 from medsiam.reading.parsing import PREAMBLE_BYTES, looks_like_dicom, parse
 from medsiam.reading.tags import PARSE_ERRORS
+from medsiam.report.placing import REPORT, holds_refusal
 
 # Reports, captures and drawings hold text that no list of attributes can clean.
 EXPORTED_CLASSES = ENHANCED_CLASSES | RADIOGRAPH_CLASSES | SLICE_CLASSES
@@ -203,7 +204,8 @@ def _reasons(counts: Counter[str]) -> str:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """An empty folder whose content then stands in `out`; `out` is as it was where anything fails."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    refused_before = holds_refusal(out) and [each.name for each in out.iterdir()] == [REPORT]
+    if out.exists() and not refused_before and (not out.is_dir() or any(out.iterdir())):
         raise InputRefused(
             f"{out} is there and not empty; copies of patients are never mixed, name a new folder"
         )
@@ -217,6 +219,8 @@ def _whole(out: Path) -> Iterator[Path]:
     try:
         yield stage
         os.chmod(stage, 0o755)
+        if refused_before:
+            (out / REPORT).unlink()
         os.replace(stage, out)
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -65,6 +65,10 @@ class Source:
         return PurePosixPath(self.member).name if self.member else self.path.name
 
 
+# What medsiam made of two scans is no scan: these files are left out beside this one.
+RESULT_MARK = "digests.json"
+RESULT_IMAGES = frozenset({"change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz"})
+
 # Hears of a place that is passed over, and why.
 Refuse = Callable[[Path, InputRefused], None]
 
@@ -196,8 +200,9 @@ def _walk(
     for root, folders, files in os.walk(folder, onerror=onerror):
         visible = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in visible if leave_out is None or Path(root, name) != leave_out]
+        ours = RESULT_IMAGES if RESULT_MARK in files else frozenset()
         for name in sorted(files):
-            if name.startswith("."):
+            if name.startswith(".") or name in ours:
                 continue
             path = Path(root) / name
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,11 @@ def find_series(path: str | Path, *, key: bytes, refuse: Refuse | None = None) -
     that could be an image, or is or holds an unsafe archive of which nobody hears.
     """
     path = Path(path)
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputRefused("the path is longer than this system allows; check it") from error
     sources = referenced_sources(path) if is_dicomdir(path) else find_sources(path, refuse=refuse)
     entries, others = entries_of(sources, key)
     if not entries:

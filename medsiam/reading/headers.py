@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +20,8 @@ from medsiam.reading.tags import Malformed
 
 # More frames than the longest dynamic scan; a declared number above it is false.
 MOST_FRAMES = 100_000
+# Shorter words of a name or number are words of techniques too: "T1", "LI".
+SHORTEST_NAME = 3
 
 ENHANCED_CLASSES = frozenset(
     {
@@ -186,11 +189,20 @@ def _who_and_when(dataset: Dataset, key: bytes) -> dict[str, Any]:
 def _technique(dataset: Dataset, key: bytes) -> dict[str, Any]:
     protocol, notes = protocol_of(dataset, key)
     return {
-        "description": tags.text(dataset, "SeriesDescription"),
+        "description": _without_person(tags.text(dataset, "SeriesDescription"), dataset),
         "body_part": tags.text(dataset, "BodyPartExamined").upper(),
         "protocol": protocol,
         "notes": notes,
     }
+
+
+def _without_person(text: str, dataset: Dataset) -> str:
+    """The text without the words of the patient's name and number, which technicians type in anywhere."""
+    told = f"{tags.identifier(dataset, 'PatientName')} {tags.identifier(dataset, 'PatientID')}"
+    words = {word for word in re.split(r"[\s^=,]+", told) if len(word) >= SHORTEST_NAME}
+    for word in sorted(words, key=len, reverse=True):
+        text = re.sub(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", "…", text, flags=re.IGNORECASE)
+    return text
 
 
 def _instance_number(dataset: Dataset) -> int | None:

@@ -102,6 +102,16 @@ def placed_whole(folder: Path, names: Collection[str] = NAMES) -> Iterator[Path]
             _remove_empty(folder, made)
 
 
+def holds_refusal(folder: Path) -> bool:
+    """Whether the report in a folder is one of ours that tells a refusal, which a result replaces."""
+    try:
+        told = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    is_ours = isinstance(told, dict) and str(told.get("schema", "")).startswith(SCHEMA_SIGN)
+    return is_ours and told.get("status") == "refused"
+
+
 def restore(folder: Path) -> None:
     """Puts back the earlier files of a result whose maker was killed while it exchanged names.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medsiam.cases.search import SearchOutcome
 from medsiam.report.comparison_json import to_text
-from medsiam.report.placing import SEARCH, SEARCH_FILES, placed_whole
+from medsiam.report.placing import REPORT, SEARCH, SEARCH_FILES, holds_refusal, placed_whole
 from medsiam.report.search_html import render_search
 from medsiam.report.search_json import search_csv, search_json
 
@@ -17,11 +17,12 @@ SEARCH_CSV = "search.csv"
 def write_search(outcome: SearchOutcome, folder: Path) -> dict[str, str]:
     """The written files, name -> path relative to the folder.
 
-    An earlier search in the folder is replaced, everything else stays.
+    An earlier search in the folder is replaced, and the report of a refusal; everything else stays.
     Raises as write_comparison does.
     """
     told = search_json(outcome)
-    with placed_whole(folder, SEARCH_FILES) as stage:
+    names = (*SEARCH_FILES, REPORT) if holds_refusal(folder) else SEARCH_FILES
+    with placed_whole(folder, names) as stage:
         (stage / SEARCH_CSV).write_text(search_csv(outcome), encoding="utf-8", newline="")
         (stage / SEARCH_HTML).write_text(render_search(outcome, told), encoding="utf-8", newline="\n")
         (stage / SEARCH).write_text(to_text(told), encoding="utf-8", newline="\n")
