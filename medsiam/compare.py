@@ -16,6 +16,7 @@ from medsiam.change.comparison import Comparison, EmbeddingDistance, Provenance
 from medsiam.change.dense import dense_weights_sha256
 from medsiam.change.measure import MeasuredChange, measure_change
 from medsiam.change.verdict import Judged, judge_change, judge_radiographs
+from medsiam.choices import LARGEST_SEED, is_device
 from medsiam.config import CompareSettings, load_settings
 from medsiam.encoding.encoder import Encoder, Features, cosine_distance
 from medsiam.encoding.weights import warm_encoder
@@ -34,9 +35,6 @@ from medsiam.reading import SeriesEntry, find_series, load_key, read_series, rea
 from medsiam.volume import Volume
 
 Progress = Callable[[str], None]
-
-# What every generator of chance takes.
-LARGEST_SEED = 2**32 - 1
 
 
 def silent(step: str) -> None:
@@ -237,8 +235,7 @@ def _device(name: str) -> torch.device:
 
     Raises ConfigRefused where there is no such kind, ResourceExhausted where the named GPU is not there.
     """
-    kind, _, number_of = name.partition(":")
-    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number_of.isdecimal()):
+    if not is_device(name):
         raise ConfigRefused(f"there is no device {name[:24]!r}; choose auto, cpu or cuda[:N]")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

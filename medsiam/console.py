@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medsiam.choices import LARGEST_SEED, is_device
 from medsiam.errors import InputRefused, MedsiamError, as_medsiam_error, one_line, spoken
 
 # Threads that spin while they wait take the cores from each other wherever anything
@@ -54,7 +55,9 @@ FORMATS = ("json", "html", "nifti", "dicom")
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of every random draw.")
+]
 ConfigOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
 ]
@@ -86,8 +89,7 @@ def answers_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_device(device: str) -> None:
-    kind, _, number = device.partition(":")
-    if device in ("auto", "cpu", "cuda") or (kind == "cuda" and number.isdecimal()):
+    if is_device(device):
         return
     raise typer.BadParameter(f"{device!r}: choose auto, cpu or cuda[:N]", param_hint="--device")
 

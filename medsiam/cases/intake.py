@@ -28,6 +28,7 @@ from medsiam.cases.region import Region, regions_of_labels
 from medsiam.encoding.encoder import Encoder, Features
 from medsiam.errors import InputRefused, MedsiamError, spoken
 from medsiam.reading import SeriesEntry, find_series, read_series, read_volume
+from medsiam.reading.archive import FINDINGS
 from medsiam.reading.identity import keyed_hash
 from medsiam.volume import Volume
 
@@ -41,8 +42,6 @@ SOURCES_AT_ONCE = 500
 
 # Stands while scans are stored whose changes are not linked yet.
 UNLINKED = ".unlinked"
-
-FINDINGS_IMAGE = "findings.nii.gz"
 
 Progress = Callable[[int, int], None]
 
@@ -151,7 +150,7 @@ def results_in(folder: Path) -> dict[str, Path]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             sha256 = report["provenance"]["inputs"][1]["sha256"]
-            image = path.parent / FINDINGS_IMAGE
+            image = path.parent / FINDINGS
         except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
             continue
         if sha256 and report.get("findings") and image.is_file():

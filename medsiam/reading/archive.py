@@ -67,7 +67,8 @@ class Source:
 
 # What medsiam made of two scans is no scan: these files are left out beside this one.
 RESULT_MARK = "digests.json"
-RESULT_IMAGES = frozenset({"change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz"})
+CHANGE, FINDINGS, PRIOR_ON_CURRENT = "change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz"
+RESULT_IMAGES = (CHANGE, FINDINGS, PRIOR_ON_CURRENT)
 
 # Hears of a place that is passed over, and why.
 Refuse = Callable[[Path, InputRefused], None]
@@ -200,7 +201,7 @@ def _walk(
     for root, folders, files in os.walk(folder, onerror=onerror):
         visible = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in visible if leave_out is None or Path(root, name) != leave_out]
-        ours = RESULT_IMAGES if RESULT_MARK in files else frozenset()
+        ours = RESULT_IMAGES if RESULT_MARK in files else ()
         for name in sorted(files):
             if name.startswith(".") or name in ours:
                 continue

@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from medsiam.errors import InputRefused, MedsiamError, ResourceExhausted
+from medsiam.reading.archive import RESULT_IMAGES, RESULT_MARK
 
 REPORT = "report.json"
 EVIDENCE = "dicom"
 TRAJECTORY = "trajectory.json"
 PAIRS = "pairs"
-COMPARISON = (REPORT, "report.html", "change.nii.gz", "findings.nii.gz", "prior_on_current.nii.gz", EVIDENCE)
-DIGESTS = "digests.json"
+COMPARISON = (REPORT, "report.html", *RESULT_IMAGES, EVIDENCE)
+DIGESTS = RESULT_MARK
 NAMES = (*COMPARISON, TRAJECTORY, "trajectory.html", PAIRS, DIGESTS)
 SEARCH = "search.json"
 # A result of its own: it may stand beside a comparison.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from medsiam.change.comparison import Comparison
+from medsiam.reading.archive import CHANGE, FINDINGS, PRIOR_ON_CURRENT
 from medsiam.report.comparison_json import to_json, to_text
 from medsiam.report.digests import seal
 from medsiam.report.html import render
@@ -21,9 +22,6 @@ from medsiam.report.nifti import write_nifti
 from medsiam.report.placing import DIGESTS, REPORT, placed_whole
 
 HTML = "report.html"
-CHANGE = "change.nii.gz"
-FINDINGS = "findings.nii.gz"
-PRIOR_ON_CURRENT = "prior_on_current.nii.gz"
 
 FORMATS = ("json", "html", "nifti")
 FILES_OF_FORMAT = {
