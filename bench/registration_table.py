@@ -58,7 +58,7 @@ prior, current = sys.argv[1:3]
 
 _OURS = """
 import torch
-from medsiam.pairing.pair_up import _scan, find_regions
+from medsiam.pairing.pair_up import _scans, find_regions
 from medsiam.pairing.registration import RegistrationSettings, register
 from medsiam.reading import read_volume
 volumes = read_volume(prior), read_volume(current)
@@ -66,7 +66,7 @@ began = used()
 regions = find_regions(*volumes)
 before = used() - began
 began = used()
-scans = [_scan(volume, region, torch.device("cpu")) for volume, region in zip(volumes, regions)]
+scans = _scans(*volumes, regions, torch.device("cpu"))
 told(register(*scans, RegistrationSettings()).prior_from_current, began, before)
 """
 

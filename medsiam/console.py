@@ -24,6 +24,7 @@ import typer
 
 from medsiam.choices import LARGEST_SEED, is_device
 from medsiam.errors import InputRefused, MedsiamError, as_medsiam_error, one_line, spoken
+from medsiam.spared_imports import spare_imports
 
 # Threads that spin while they wait take the cores from each other wherever anything
 # else runs: registration was measured over five times slower. Read by OpenMP when torch loads.
@@ -46,8 +47,7 @@ with contextlib.suppress(OSError, AttributeError):
 gc.set_threshold(100_000, 20, 50)
 atexit.register(gc.freeze)
 
-# monai takes a third of its time to import for a plotting module that no command uses.
-sys.modules.setdefault("matplotlib.pyplot", None)  # type: ignore[arg-type]
+spare_imports()
 
 DONE, BUG, INTERRUPTED = 0, 1, 130
 FORMATS = ("json", "html", "nifti", "dicom")

@@ -23,6 +23,8 @@ Array = NDArray[np.float32]
 
 # Less work than this (voxels times reads) is done before threads have started.
 WORTH_THREADS = 200_000
+# Weights up to this are left out of a step of alignment.
+HARDLY = 1e-3
 # Starts of a look-up among places in rising order.
 STARTS = 1024
 # Columns that are blurred together along an axis above them: their rows stay in the nearest cache.
@@ -73,6 +75,35 @@ def blurred(field: Array, weights: Array, axis: int) -> Array:
         pieces = len(box) * -(-box.shape[2] // COLUMNS)
         _shared(pieces, work, lambda a, b: _blur_columns(box, weights, made, a, b, COLUMNS))
     return out
+
+
+def normal_sums(
+    pair: tuple[Array, Array],
+    signs: Array,
+    residual: Array,
+    weight: Array,
+    cutoff: float,
+    world_from_step: Matrix,
+    lever: Matrix,
+) -> Matrix:
+    """The normal equations of a step of alignment (12, 13), their right side last.
+
+    pair     images (K, J, I), the second times `signs`: the mean of their slopes is the residual's
+    weight   times Tukey's biweight of the residual at `cutoff` is each voxel's; HARDLY is nothing
+    world_from_step  (3, 3) slope per mm along x, y, z of one per voxel;  lever  (3, 4) place of an index
+
+    Unknown 4 r + c moves along axis r in proportion to (x, y, z, 1)[c] of the place.
+    """
+    depth = len(weight)
+    sums = np.zeros((depth, 12, 13))
+    around, at = np.ascontiguousarray(world_from_step), np.ascontiguousarray(lever)
+    _shared(
+        depth,
+        50 * weight.size,
+        lambda a, b: _normal_sums(*pair, signs, residual, weight, cutoff, around, at, sums, a, b),
+    )
+    # Plane by plane, so that the sum does not hang on how they were shared.
+    return sums.sum(axis=0)
 
 
 def interpolated(field: Array, places: Array, values: Array) -> Array:
@@ -218,6 +249,58 @@ def _at_rim(field, z, y, x):  # type: ignore[no-untyped-def]
                     near = (1 - abs(z - (k + dk))) * (1 - abs(y - (j + dj))) * (1 - abs(x - (i + di)))
                     total += np.float32(near) * field[k + dk, j + dj, i + di]
     return total
+
+
+@compiled
+def _normal_sums(  # type: ignore[no-untyped-def]
+    one, other, signs, residual, weight, cutoff, around, lever, sums, first, last
+):
+    depth, height, width = weight.shape
+    slopes, places = np.zeros(3), np.ones((4, 2))
+    # Over one row, of slope times slope and slope times residual, times 1, i and i squared.
+    squares, rights = np.zeros((3, 3, 3)), np.zeros((3, 2))
+    for k in range(first, last):
+        for j in range(height):
+            squares[:], rights[:] = 0.0, 0.0
+            for i in range(width):
+                share = residual[k, j, i] / cutoff
+                share = 1.0 - share * share
+                w = weight[k, j, i] * share * share
+                if share <= 0.0 or w <= HARDLY:
+                    continue
+                s, z, y, x = signs[k, j, i], 0.0, 0.0, 0.0
+                if 0 < k < depth - 1:
+                    z = one[k + 1, j, i] - one[k - 1, j, i] + s * (other[k + 1, j, i] - other[k - 1, j, i])
+                if 0 < j < height - 1:
+                    y = one[k, j + 1, i] - one[k, j - 1, i] + s * (other[k, j + 1, i] - other[k, j - 1, i])
+                if 0 < i < width - 1:
+                    x = one[k, j, i + 1] - one[k, j, i - 1] + s * (other[k, j, i + 1] - other[k, j, i - 1])
+                for r in range(3):
+                    slopes[r] = 0.25 * (around[r, 0] * z + around[r, 1] * y + around[r, 2] * x)
+                for r in range(3):
+                    weighted = w * slopes[r]
+                    for q in range(r, 3):
+                        square = weighted * slopes[q]
+                        squares[r, q, 0] += square
+                        squares[r, q, 1] += square * i
+                        squares[r, q, 2] += square * i * i
+                    rights[r, 0] += weighted * residual[k, j, i]
+                    rights[r, 1] += weighted * residual[k, j, i] * i
+            for c in range(3):
+                places[c, 0] = lever[c, 0] * k + lever[c, 1] * j + lever[c, 3]
+                places[c, 1] = lever[c, 2]
+            places[3, 1] = 0.0
+            for r in range(3):
+                for c in range(4):
+                    p = places[c]
+                    sums[k, 4 * r + c, 12] += p[0] * rights[r, 0] + p[1] * rights[r, 1]
+                    for q in range(3):
+                        t = squares[min(r, q), max(r, q)]
+                        for d in range(4):
+                            o = places[d]
+                            sums[k, 4 * r + c, 4 * q + d] += (
+                                p[0] * o[0] * t[0] + (p[0] * o[1] + p[1] * o[0]) * t[1] + p[1] * o[1] * t[2]
+                            )
 
 
 @compiled

@@ -41,7 +41,7 @@ def smooth(field: Field, sigma_voxels: tuple[float, float, float]) -> Field:
 
 # A mean over so many voxels (sigma) or more is slow from voxel to voxel: it is made on means of blocks,
 # of which a sigma holds at least this many, and that are no longer than this.
-BLOCKS_IN_SIGMA, LONGEST_BLOCK = 4.0, 4
+BLOCKS_IN_SIGMA, LONGEST_BLOCK = 3.5, 4
 # Less weight than this around a voxel tells nothing of it.
 LEAST_WEIGHT = 1e-3
 
@@ -64,9 +64,29 @@ def local_mean(field: Field, weight: Field, sigma_voxels: float) -> Field:
     both = smooth(both, (width,) * 3)
     mean = both[0] / both[1].clamp_min(LEAST_WEIGHT)
     if block > 1:
-        scale = [float(n) for n in blocks]
-        mean = functional.interpolate(mean[None, None], scale_factor=scale, mode="trilinear")[0, 0]
+        mean = stretched(mean, [size * n for size, n in zip(mean.shape, blocks, strict=True)], corners=False)
     return mean[tuple(slice(size) for size in field.shape)]
+
+
+def stretched(field: Field, shape: Sequence[int], *, corners: bool) -> Field:
+    """A coarse field (…, k, j, i) at every voxel of a finer one (…, K, J, I), linear between its own.
+
+    corners  whether the first and last voxels of both lie on each other; otherwise the walls do
+             and the edges are repeated (torch's align_corners)
+    """
+    for axis, size in enumerate(shape):
+        weights = _between(field.shape[axis - 3], size, corners)
+        field = _along(field, torch.as_tensor(weights, dtype=field.dtype, device=field.device), axis)
+    return field
+
+
+@lru_cache(maxsize=64)
+def _between(few: int, many: int, corners: bool) -> Matrix:
+    """The weights (many, few) of linear interpolation along one axis."""
+    at = np.arange(many) * ((few - 1) / max(many - 1, 1))
+    if not corners:
+        at = np.clip((np.arange(many) + 0.5) * (few / many) - 0.5, 0.0, few - 1)
+    return np.clip(1.0 - np.abs(at[:, None] - np.arange(few)), 0.0, None)
 
 
 def in_loops(field: Field) -> bool:

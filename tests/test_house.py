@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import tomllib
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -131,6 +132,15 @@ def test_the_wheel_holds_the_package_only():
 def test_every_make_target_sets_up_first(target):
     """Two commands from a fresh checkout, not three."""
     assert recipe(target)[0] == ["setup"]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "bench").glob("*.py")), ids=lambda script: script.name)
+def test_what_a_benchmark_takes_of_the_package_is_there(script):
+    """Also in the programs that it writes for its children: nobody runs them in a suite."""
+    wanted = re.findall(r"^\s*from (medsiam[\w.]*) import ([\w, ]+)$", script.read_text("utf-8"), re.M)
+    for module, names in wanted:
+        for name in re.findall(r"(\w+)(?: as \w+)?", names):
+            assert hasattr(import_module(module), name) or import_module(f"{module}.{name}")
 
 
 def test_setup_is_not_done_again_when_nothing_changed():

@@ -11,6 +11,7 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from medsiam import kernels, sampling
+from medsiam.pairing import alignment
 from medsiam.volume import Grid
 
 SHAPE, TARGET = (19, 41, 37), (23, 38, 44)
@@ -151,3 +152,44 @@ def test_a_loop_without_a_place_to_keep_it_is_compiled_all_the_same() -> None:
     out = np.zeros(4)
     kernels.compiled(space["fill"])(out)  # type: ignore[arg-type]
     assert out.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (1, 41, 37)])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_the_sums_of_a_step_of_alignment_agree_with_torch(
+    shape: tuple[int, int, int], parts: int, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU takes torch's way: both must move a scan alike, however the planes are shared."""
+    monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
+    torch.set_num_threads(parts)
+    generator = torch.Generator().manual_seed(6)
+    one, other, residual = torch.randn(3, *shape, generator=generator)
+    weight = torch.rand(shape, generator=generator) - 0.2
+    signs = torch.sign(torch.randn(shape, generator=generator))
+    grid = turned(shape, 7)
+    told = (residual, weight.clamp_min(0.0), 2.0)
+    world_from_step, lever = np.linalg.inv(grid.world_from_index[:3, :3]).T, grid.world_from_index[:3] / 80.0
+    ours = kernels.normal_sums(
+        (one.numpy(), other.numpy()),
+        signs.numpy(),
+        told[0].numpy(),
+        told[1].numpy(),
+        2.0,
+        world_from_step,
+        lever,
+    )
+    theirs = alignment._sums_by_torch((one, other), signs, *told, world_from_step, lever)
+    assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+    assert np.abs(theirs).min() > 0.0 or shape[0] == 1
+
+
+@pytest.mark.parametrize("corners", [True, False])
+@pytest.mark.parametrize("few", [(5, 7, 4), (1, 7, 4)])
+def test_stretching_agrees_with_torch(corners: bool, few: tuple[int, int, int]) -> None:
+    """First and last voxels on each other, or walls on each other with edges repeated."""
+    field = torch.rand(2, *few, generator=torch.Generator().manual_seed(8))
+    shape = tuple(3 * size if size > 1 else 1 for size in few)
+    ours = sampling.stretched(field, shape, corners=corners)
+    theirs = functional.interpolate(field[None], size=shape, mode="trilinear", align_corners=corners)[0]
+    assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-5)
+    assert theirs.std() > 0.1

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsiam.change.kept import last_kept
-from medsiam.pairing.intensity import TUKEY_CUTOFF, curve, interpolated, robust_deviation, thinned
+from medsiam.pairing.intensity import TUKEY_CUTOFF, curve, interpolated, median, robust_deviation, some_of
 from medsiam.pairing.sequences import sequence_family
 from medsiam.pairing.values import Pair
 from medsiam.sampling import Field, local_mean, smooth
@@ -79,6 +79,8 @@ CLIP_DEVIATIONS = 3.0
 ONSET_WIDTH = 0.5
 # Tissue probability that counts as pure when tissue values are averaged.
 PURE = 0.5
+# Fewer such voxels tell nothing of a tissue.
+FEWEST_PURE = 100
 # The fit of what the protocols changed: voxels it is made on, rounds of re-weighting, the width
 # (voxels) over which a tissue tells on its neighbours, and what keeps it solvable.
 FIT_SAMPLES, FIT_ROUNDS, KIND_SIGMA_VOXELS, RIDGE = 60_000, 4, 2.0, 1e-6
@@ -138,11 +140,9 @@ def _without_protocol(contrast: Field, mean: Field, pair: Pair, tissue: Field) -
     parts += [torch.ones_like(mean), mean, mean * mean]
     for share, spread in () if pair.tissue_kinds is None else _tissues(pair.tissue_kinds, mean.device):
         parts += [share, spread, share * mean]
-    places = tissue.nonzero()
-    places = places[:: max(1, len(places) // FIT_SAMPLES)]
-    k, j, i = places.T
-    rows = torch.stack([part[k, j, i] for part in parts], dim=1).double()
-    weights = _robust_weights(rows, contrast[k, j, i].double())
+    some = some_of(tissue, FIT_SAMPLES)
+    rows = torch.stack([some(part) for part in parts], dim=1).double()
+    weights = _robust_weights(rows, some(contrast).double())
     left = contrast.clone()
     for part, weight in zip(parts, weights.tolist(), strict=True):
         left.sub_(part, alpha=weight)
@@ -188,20 +188,21 @@ def _noise(
     """The deviation of the contrast at each voxel: by edge steepness, then by neighbourhood."""
     if not tissue.any():
         return torch.ones_like(contrast)
-    places, medians = curve(thinned(steepness[tissue]), thinned(contrast[tissue].abs()), NOISE_BINS)
+    some = some_of(tissue)
+    places, medians = curve(some(steepness), some(contrast).abs(), NOISE_BINS)
     noise = (1.4826 * interpolated(steepness, places, medians)).clamp_min(settings.least_deviation)
     ratio = (contrast / noise).clamp(-CLIP_DEVIATIONS, CLIP_DEVIATIONS)
     local = local_mean(ratio * ratio, tissue.to(ratio.dtype), settings.neighbourhood_mm / spacing_mm).sqrt()
     noise = (noise * local).clamp_min(settings.least_deviation)
     # What is left is scaled so that the typical deviation is one.
-    scale = robust_deviation((contrast / noise)[tissue])
+    scale = robust_deviation(some(contrast / noise))
     return (noise * max(scale, 1e-6)).clamp_min(settings.least_deviation)
 
 
 def _abnormality(field: Field, tissue: Field, settings: DifferenceSettings) -> Field:
     """How far, in deviations, each voxel is brighter than tissue ever is; softly zero below."""
-    values = thinned(field[tissue])
-    deviations = (field - values.median()) / max(robust_deviation(values), 1e-6)
+    values = some_of(tissue)(field)
+    deviations = (field - median(values)) / max(robust_deviation(values), 1e-6)
     return torch.nn.functional.softplus((deviations - settings.bright_onset) / ONSET_WIDTH) * ONSET_WIDTH
 
 
@@ -221,17 +222,18 @@ def shows_lesions_bright(pair: Pair) -> bool:
     told = {sequence_family(volume.acquisition) for volume in (pair.prior, pair.current)} - {""}
     if told:
         return told == {"FLAIR"}
-    return all(_looks_like_flair(field, pair) for field in (pair.prior_half, pair.current_half))
+    pure = _pure(pair.tissue, pair.tissue_kinds)
+    return all(_looks_like_flair(field, pure) for field in (pair.prior_half, pair.current_half))
 
 
-def _looks_like_flair(field: NDArray[np.float32], pair: Pair) -> bool:
-    assert pair.tissue_kinds is not None
-    medians = {}
-    for kind in (FLUID, GREY, WHITE):
-        share = np.where(pair.tissue, pair.tissue_kinds[kind], 0.0)
-        pure = share >= PURE
-        if pure.sum() < 100:
-            return False
-        medians[kind] = float(np.median(field[pure]))
-    white = medians[WHITE]
-    return medians[FLUID] < DARK_FLUID * white and medians[GREY] > BRIGHT_GREY * white
+def _pure(tissue: NDArray[np.bool_], kinds: NDArray[np.float32]) -> list[NDArray[np.intp]]:
+    """Flat places of the tissue's voxels that hold fluid, grey matter and white matter alone."""
+    held = np.flatnonzero(tissue)
+    return [held[kinds[kind].reshape(-1)[held] >= PURE] for kind in (FLUID, GREY, WHITE)]
+
+
+def _looks_like_flair(field: NDArray[np.float32], pure: list[NDArray[np.intp]]) -> bool:
+    if min(map(len, pure)) < FEWEST_PURE:
+        return False
+    fluid, grey, white = (float(np.median(field.reshape(-1)[places])) for places in pure)
+    return fluid < DARK_FLUID * white and grey > BRIGHT_GREY * white

@@ -23,7 +23,7 @@ from medsiam.change.difference import DifferenceMap
 from medsiam.change.kept import depth_voxels
 from medsiam.change.noise_rate import NoiseRate
 from medsiam.change.volumes import measure_volumes
-from medsiam.pairing.intensity import robust_deviation
+from medsiam.pairing.intensity import robust_deviation, some_of
 from medsiam.pairing.values import Pair
 from medsiam.sampling import smooth
 from medsiam.volume import transform
@@ -202,10 +202,11 @@ def _strength(pair: Pair, difference: DifferenceMap, settings: FindingSettings) 
     if not pair.tissue.any():
         return greatest
     spacing_mm = float(pair.grid.spacing_mm[-1])
+    some = some_of(torch.from_numpy(pair.tissue))
     for scale_mm in settings.scales_mm:
-        field = smooth(score, (scale_mm / spacing_mm,) * 3).numpy()
-        spread = max(robust_deviation(torch.from_numpy(field[pair.tissue])), LEAST_SPREAD)
-        greatest = np.maximum(greatest, np.abs(field) / spread)
+        field = smooth(score, (scale_mm / spacing_mm,) * 3)
+        spread = max(robust_deviation(some(field)), LEAST_SPREAD)
+        greatest = np.maximum(greatest, np.abs(field.numpy()) / spread)
     return np.where(pair.tissue, greatest, 0.0).astype(np.float32)
 
 

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+# A pair and its reverse are measured side by side.
+MOST_KEPT = 2
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -18,20 +21,23 @@ T = TypeVar("T")
 def last_kept(
     function: Callable[Concatenate[NDArray[Any], P], T],
 ) -> Callable[Concatenate[NDArray[Any], P], T]:
-    """The function, keeping its last result for as long as the array it was made from lives.
+    """The function, keeping its last two results for as long as the arrays they were made from live.
 
-    The array is known by identity and is never written to: a pair's arrays are not.
+    An array is known by identity and is never written to: a pair's arrays are not.
     """
     kept: list[tuple[weakref.ref[NDArray[Any]], tuple[Any, ...], T]] = []
+
+    def forget(ref: weakref.ref[NDArray[Any]]) -> None:
+        kept[:] = [each for each in kept if each[0] is not ref]
 
     @functools.wraps(function)
     def once(array: NDArray[Any], *args: P.args, **kwargs: P.kwargs) -> T:
         told = (args, tuple(kwargs.items()))
-        for ref, known, result in kept[:1]:
+        for ref, known, result in tuple(kept):
             if ref() is array and known == told:
                 return result
         made = function(array, *args, **kwargs)
-        kept[:] = [(weakref.ref(array, lambda _: kept.clear()), told, made)]
+        kept[:] = [(weakref.ref(array, forget), told, made), *kept][:MOST_KEPT]
         return made
 
     return once

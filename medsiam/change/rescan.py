@@ -18,13 +18,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 
 from medsiam.change.difference import steepness
 from medsiam.pairing.deformable import displaced
-from medsiam.pairing.intensity import curve, thinned
+from medsiam.pairing.intensity import curve, median, some_of
 from medsiam.pairing.values import Pair
-from medsiam.sampling import Field, sample, smooth
+from medsiam.sampling import Field, sample, smooth, stretched
 from medsiam.volume import Matrix, Volume
 
 Base = Literal["prior", "current"]
@@ -61,7 +60,8 @@ def measured_gap(pair: Pair, contrast: Field, mean: Field) -> AcquisitionGap:
     """
     tissue = torch.from_numpy(pair.tissue)
     per_mm = steepness(mean) / float(pair.grid.spacing_mm[-1])
-    places, medians = curve(thinned(per_mm[tissue]), thinned(contrast[tissue].abs()), CLASSES)
+    some = some_of(tissue)
+    places, medians = curve(some(per_mm), some(contrast).abs(), CLASSES)
     variance = (TO_DEVIATION * medians) ** 2
     # The steepest tenth holds the rim of the brain, where the region itself is uncertain.
     kept = slice(0, max(2, int(0.9 * len(places))))
@@ -81,10 +81,10 @@ def own_noise(pair: Pair, rescanner: Rescanner) -> float:
     for number, volume, motion in rescanner.ways:
         values = torch.tensor(volume.array)
         rough = _bent(_bent(values, 1), 2).abs()
-        inside = torch.from_numpy(pair.tissue)
-        told = [sample(field, volume.grid, pair.grid, motion)[inside] for field in (rough, values)]
-        typical = float(thinned(told[1]).median())
-        noise = TO_DEVIATION * float(thinned(told[0]).median()) / ROUGHNESS_GAIN
+        some = some_of(torch.from_numpy(pair.tissue))
+        told = [some(sample(field, volume.grid, pair.grid, motion)) for field in (rough, values)]
+        typical = median(told[1])
+        noise = TO_DEVIATION * median(told[0]) / ROUGHNESS_GAIN
         total += (noise / max(typical, 1e-6) * rescanner.grain_deviation(number, volume, motion)) ** 2
     return float(np.sqrt(total))
 
@@ -165,8 +165,8 @@ class Rescanner:
             max(4, int(np.ceil(size * step / length_mm)) + 3) if size > 1 else 1
             for size, step in zip(grid.shape, grid.spacing_mm, strict=True)
         ]
-        knots = torch.from_numpy(random.standard_normal((1, count, *coarse)).astype(np.float32))
-        fields = functional.interpolate(knots, size=grid.shape, mode="trilinear", align_corners=True)[0]
+        knots = torch.from_numpy(random.standard_normal((count, *coarse)).astype(np.float32))
+        fields = stretched(knots, grid.shape, corners=True)
         return (fields - fields.mean()) / fields.std().clamp_min(1e-6)
 
 

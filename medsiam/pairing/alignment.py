@@ -15,13 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from medsiam.kernels import HARDLY, normal_sums
+from medsiam.pairing.intensity import median
 from medsiam.pairing.motion import exponential, half_of
-from medsiam.sampling import Field, covering, cropped, downsampled, isotropic, sample, smooth
+from medsiam.sampling import Field, covering, cropped, downsampled, in_loops, isotropic, sample, smooth
 from medsiam.volume import Grid, Matrix
 
 # Tukey's biweight at this many robust standard deviations keeps 95 % efficiency
 # on normal noise and takes true change and unpaired tissue out of the fit.
 TUKEY_CUTOFF = 4.685
+# Fewer voxels than this tell no motion.
+FEWEST_VOXELS = 100
 # Updates below this many mm at the rim of a head end a level.
 SETTLED_MM = 0.003
 # Half the extent of a head in mm: scales the linear part like the shift.
@@ -53,7 +57,7 @@ def normalised(field: Field, weight: Field, sigma_voxels: float) -> Field:
     square = smooth(field * field * weight, sigma) / mass
     deviation = (square - mean * mean).clamp_min(0.0).sqrt()
     inside = weight > 0.5
-    floor = 0.25 * deviation[inside].median() if inside.any() else deviation.max()
+    floor = 0.25 * median(deviation[inside]) if inside.any() else deviation.max()
     return (field - mean) / (deviation + floor + 1e-6)
 
 
@@ -150,12 +154,12 @@ def _step(prior: Level, current: Level, half: Matrix, grid: Grid, basis: Matrix,
         mate = torch.sign(likeness) * mate
         weight = weight * likeness**2
     residual = one[0] - mate
-    weight = weight * _tukey(residual, weight)
-    slope = _world_gradient(one[0], grid) + (
-        _world_gradient(other[0], grid) * (1.0 if signed else torch.sign(likeness))
-    )
-    moments, centre = _moments(0.5 * slope, residual, weight, grid)
-    return _solve(moments, centre, basis)
+    cutoff = _cutoff(residual, weight)
+    if cutoff is None:
+        return np.zeros((4, 4))
+    signs = torch.ones_like(residual) if signed else torch.sign(likeness)
+    sums = _sums((one[0], other[0]), signs, residual, weight, cutoff, grid)
+    return _solve((sums[:, :12], sums[:, 12]), grid.centre_mm, basis)
 
 
 def local_correlation(one: Field, other: Field, weight: Field) -> Field:
@@ -175,46 +179,61 @@ def likeness(prior: Level, current: Level, prior_from_current: Matrix) -> tuple[
     return float((weight * squared).sum() / weight.sum()), share
 
 
-def _tukey(residual: Field, weight: Field) -> Field:
-    inside = weight > 0.25
-    spread = residual[inside].abs()
-    if spread.numel() < 100:
-        return torch.zeros_like(residual)
-    scale = 1.4826 * spread.median().clamp_min(1e-3)
-    return (1.0 - (residual / (TUKEY_CUTOFF * scale)) ** 2).clamp_min(0.0) ** 2
+def _cutoff(residual: Field, weight: Field) -> float | None:
+    """The residual from which on Tukey's biweight is nought; None where too little is left to tell."""
+    spread = residual[weight > 0.25].abs()
+    if spread.numel() < FEWEST_VOXELS:
+        return None
+    return TUKEY_CUTOFF * 1.4826 * max(median(spread), 1e-3)
 
 
-def _world_gradient(field: Field, grid: Grid) -> Field:
-    """Derivatives (3, K, J, I) per mm along world x, y, z, central differences."""
+def _per_step(field: Field) -> Field:
+    """Slopes (3, K, J, I) per voxel along k, j, i, central differences; nought at the walls."""
     slope = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
     for axis, size in enumerate(field.shape):
         if size > 2:
             ahead, behind = field.narrow(axis, 2, size - 2), field.narrow(axis, 0, size - 2)
             slope[axis].narrow(axis, 1, size - 2).copy_(0.5 * (ahead - behind))
-    world_from_step = torch.as_tensor(
-        np.linalg.inv(grid.world_from_index[:3, :3]).T, dtype=field.dtype, device=field.device
+    return slope
+
+
+def _sums(
+    pair: tuple[Field, Field], signs: Field, residual: Field, weight: Field, cutoff: float, grid: Grid
+) -> Matrix:
+    """Normal equations (12, 13) for the full 12 generators about the grid's centre, right side last."""
+    world_from_step = np.linalg.inv(grid.world_from_index[:3, :3]).T
+    lever = grid.world_from_index[:3] / LEVER_MM
+    lever[:, 3] -= grid.centre_mm / LEVER_MM
+    if in_loops(residual):
+        images = pair[0].numpy(), pair[1].numpy()
+        rest = signs.numpy(), residual.numpy(), weight.numpy()
+        return normal_sums(images, *rest, cutoff, world_from_step, lever)
+    return _sums_by_torch(pair, signs, residual, weight, cutoff, world_from_step, lever)
+
+
+def _sums_by_torch(
+    pair: tuple[Field, Field],
+    signs: Field,
+    residual: Field,
+    weight: Field,
+    cutoff: float,
+    world_from_step: Matrix,
+    lever: Matrix,
+) -> Matrix:
+    weight = weight * (1.0 - (residual / cutoff) ** 2).clamp_min(0.0) ** 2
+    chosen = weight > HARDLY
+    around, at = (
+        torch.as_tensor(m, dtype=torch.float32, device=weight.device) for m in (world_from_step, lever)
     )
-    return torch.einsum("wa,akji->wkji", world_from_step, slope)
-
-
-def _moments(
-    slope: Field, residual: Field, weight: Field, grid: Grid
-) -> tuple[tuple[Matrix, Matrix], Matrix]:
-    """Normal equations for the full 12 generators about the grid's centre: (12, 12) and (12,)."""
-    chosen = weight > 1e-3
-    centre = grid.centre_mm
-    lever_from_index = grid.world_from_index[:3] / LEVER_MM
-    lever_from_index[:, 3] -= centre / LEVER_MM
-    lever = torch.as_tensor(lever_from_index, dtype=torch.float32, device=slope.device)
-    places = chosen.nonzero().to(torch.float32) @ lever[:, :3].T + lever[:, 3]
-    slopes = slope[:, chosen].T
+    per_step = 0.5 * (_per_step(pair[0]) + signs * _per_step(pair[1]))
+    slopes = per_step[:, chosen].T @ around.T
+    places = chosen.nonzero().to(torch.float32) @ at[:, :3].T + at[:, 3]
     ones = torch.ones_like(places[:, :1])
     # d residual / d generator[row, column] = slope[row] * (x, y, z, 1)[column]
     jacobian = (slopes[:, :, None] * torch.cat([places, ones], dim=1)[:, None, :]).reshape(-1, 12)
     both = torch.cat([jacobian, residual[chosen][:, None]], dim=1)
     # All that leaves the device in a step: these 156 numbers.
-    sums = ((jacobian * weight[chosen][:, None]).T @ both).double().cpu().numpy()
-    return (sums[:, :12], sums[:, 12]), centre
+    return ((jacobian * weight[chosen][:, None]).T @ both).double().cpu().numpy()
 
 
 def _solve(moments: tuple[Matrix, Matrix], centre_mm: Matrix, basis: Matrix) -> Matrix:

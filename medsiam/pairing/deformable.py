@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from scipy import fft
 
 from medsiam.kernels import looked_up
-from medsiam.pairing.intensity import thinned
-from medsiam.sampling import Field, smooth
+from medsiam.pairing.intensity import median, thinned
+from medsiam.sampling import Field, smooth, stretched
 
 # Smallest share of a feature's largest power that a window must hold to determine it.
 RIDGE = 1e-3
@@ -195,9 +194,8 @@ def _potential(laplacian: Field, step_mm: float) -> Field:
 def waves(shape: Sequence[int], length_voxels: float, random: torch.Generator) -> Field:
     """A smooth field (K, J, I) of deviation about one that changes over this length."""
     knots = [max(2, math.ceil(size / length_voxels) + 1) for size in shape]
-    drawn = torch.randn((1, 1, *knots), generator=random)
-    drawn_field = functional.interpolate(drawn, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
-    return drawn_field / drawn_field.square().mean().sqrt().clamp_min(1e-6)
+    drawn = stretched(torch.randn(knots, generator=random), shape, corners=True)
+    return drawn / drawn.square().mean().sqrt().clamp_min(1e-6)
 
 
 def _mapped(matrices: list[Field], field: Field) -> Field:
@@ -239,5 +237,5 @@ def _solved(features: Field, target: Field, weight: Field, windows: Windows) -> 
 
 
 def _biweight(residual: Field, inside: Field) -> Field:
-    spread = 1.4826 * float(thinned(residual[inside > 0].abs()).median())
+    spread = 1.4826 * median(thinned(residual[inside > 0].abs()))
     return (1.0 - (residual / (TUKEY_CUTOFF * max(spread, 1e-6))) ** 2).clamp_min(0.0) ** 2
