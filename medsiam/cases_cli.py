@@ -23,6 +23,7 @@ from medsiam.console import (
     check_device,
     native_noise_hidden,
 )
+from medsiam.errors import InputRefused
 
 if TYPE_CHECKING:  # torch, which a help text need not wait for
     from medsiam.cases.case import Case
@@ -120,6 +121,9 @@ def add(
         )
         cases = len(made)
     _tell_intake(intake, cases, as_json=as_json)
+    if intake.refused and not intake.taken:
+        # As where the index is new: nothing of what was named could be used.
+        raise typer.Exit(InputRefused.exit_code)
 
 
 @index.command("list")

@@ -135,8 +135,14 @@ def compare(
     wanted = formats_of(formats)
     check_device(device)
     from medsiam.compare import compare_series  # torch, only now
-    from medsiam.report.writer import write_comparison
+    from medsiam.report.writer import check_free, write_comparison
 
+    # Refused before anything is compared.
+    check_free(out, wanted)
+    if index is not None:
+        from medsiam.cases.folder import read_card
+
+        read_card(index)
     archive = (from_archive, study, pacs_config)
     with commands_pacs.two_scans((prior, current), archive, tell_progress()) as (earlier, later, told):
         evidence = _evidence([earlier, later], wanted)

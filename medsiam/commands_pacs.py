@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from medsiam.console import out_folder
 from medsiam.errors import ArchiveRefused
 
 Progress = Callable[[str], None]
@@ -66,7 +67,10 @@ def send(
 
 def deidentify(
     scans: Annotated[Path, typer.Argument(metavar="SCANS", help="A folder, file or zip of DICOM.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the copies, new or empty.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", parser=out_folder, help="Folder for the copies, new or empty."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")] = False,
 ) -> None:

@@ -52,11 +52,21 @@ spare_imports()
 DONE, BUG, INTERRUPTED = 0, 1, 130
 FORMATS = ("json", "html", "nifti", "dicom")
 
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
+
+def out_folder(name: str | Path) -> Path:
+    """The folder of that name; an empty one is a script's variable that was never set."""
+    if not str(name).strip():
+        raise typer.BadParameter("the name is empty; name a folder, or . for this one", param_hint="--out")
+    return Path(name)
+
+
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", parser=out_folder, help="Folder for the results.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print report.json on standard output.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Show a bug's traceback.")]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of every random draw.")
+    int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of every random draw.")
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Settings, as in configs/compare.yaml.")
@@ -75,6 +85,8 @@ def answers_with_exit_code(command: Callable[..., None]) -> Callable[..., None]:
         verbose = options.get("verbose", False)
         try:
             with libraries_quiet_unless(verbose):
+                if isinstance(options.get("out"), Path):
+                    _check_can_be_written(options["out"])
                 command(*args, **options)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
@@ -148,6 +160,18 @@ def native_noise_hidden(verbose: bool) -> Iterator[None]:
         sys.stderr = mine
         os.dup2(told, 2)
         os.close(told)
+
+
+def _check_can_be_written(folder: Path) -> None:
+    """Refuses what would be refused after the work only: a file, or a folder that is closed."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        reason = "there is a file of that name" if there == folder else f"{there.name!r} on the way is a file"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = "it is closed to you" if there == folder else f"{there} is closed to you"
+    else:
+        return
+    raise InputRefused(f"cannot write the result to {folder}: {reason}; choose a folder you may write to")
 
 
 def _tell(error: Exception, verbose: bool, options: dict[str, Any]) -> int:

@@ -233,4 +233,6 @@ def _nothing_usable(entries: Sequence[SeriesEntry], refused: Sequence[Refused]) 
     told += [(str(e.refusal or e.reason), spoken(e.refusal) if e.refusal else "") for e in entries]
     reason, names = told[0] if told else ("nothing was found", "")
     error = InputRefused(f"no scan can be added ({len(told)} refused, the first: {reason})")
-    return named(error, names) if names not in ("", reason) else error
+    # What is spoken repeats the reason before the names.
+    names = names.removeprefix(reason).strip(" ()")
+    return named(error, names) if names else error

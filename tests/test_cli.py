@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 import warnings
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from medsiam import cli, console
 from medsiam.bench import registry
 from medsiam.bench.scores import Score, Scores
 from medsiam.errors import GeometryRefused, NotComparable, ResourceExhausted
+from medsiam.report import placing
 from tests.comparison_maker import comparison
 
 
@@ -98,21 +100,55 @@ def test_a_refusal_ends_with_3_one_line_and_a_refused_report(tmp_path, compares,
     assert report["refusal"]["code"] == error.code
 
 
-def test_a_refusal_still_ends_with_3_where_its_folder_cannot_be_made(tmp_path, compares):
+def test_a_refusal_still_ends_with_3_where_its_folder_cannot_be_made(tmp_path, compares, monkeypatch):
     """The line on standard error tells all the same."""
-    (tmp_path / "file").write_text("mine")
     compares(GeometryRefused("no positions"))
-    result = run_compare(tmp_path / "file" / "out")
+    monkeypatch.setattr(placing, "_first_missing", Mock(side_effect=PermissionError(errno.EACCES, "closed")))
+    result = run_compare(tmp_path / "out")
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
-    assert "no positions" in result.stderr
+    assert "no positions" in result.stderr and files_in(tmp_path / "out") is None
 
 
-def test_a_folder_that_cannot_be_made_is_a_refusal(tmp_path, compares):
-    """Even where the comparison itself went well."""
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("file", "there is a file of that name"), ("file/in/it", "'file' on the way is a file")],
+)
+def test_a_folder_that_cannot_be_made_is_a_refusal_before_any_work(tmp_path, compares, name, reason):
+    """A comparison takes a minute."""
     (tmp_path / "file").write_text("mine")
-    compares(comparison())
-    assert run_compare(tmp_path / "file").exit_code == 3
-    assert (tmp_path / "file").read_text() == "mine"
+    calls = compares(comparison())
+    result = run_compare(tmp_path / name)
+    assert (result.exit_code, result.stderr.count("\n"), calls) == (3, 1, [])
+    assert reason in result.stderr and (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_empty_name_of_a_folder_is_wrong_usage(compares):
+    """It is a script's variable that was never set, and would mean the present folder."""
+    calls = compares(comparison())
+    result = run_compare("")
+    assert (result.exit_code, calls) == (2, []) and "--out" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "formats", "is_free"),
+    [("report.json", "json", False), ("dicom", "json,dicom", False), ("dicom", "json", True)],
+)
+def test_what_is_not_ours_stands_in_the_way_before_any_work(tmp_path, compares, name, formats, is_free):
+    """Only where it would be written."""
+    (tmp_path / name).mkdir() if name == "dicom" else (tmp_path / name).write_text("{}")
+    calls = compares(comparison())
+    result = run_compare(tmp_path, "--formats", formats)
+    if is_free:
+        assert result.exit_code == 0 and len(calls) == 1
+    else:
+        assert (result.exit_code, calls) == (3, []) and "was not written by medsiam" in result.stderr
+
+
+def test_an_index_that_is_not_there_is_refused_before_any_work(tmp_path, compares):
+    """And the remedy is told."""
+    calls = compares(comparison())
+    result = run_compare(tmp_path / "out", "--index", tmp_path / "cases")
+    assert (result.exit_code, calls) == (3, []) and "index add" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from medsiam.change.difference import measure_difference
 from medsiam.change.findings import find_candidates, find_changes
 from medsiam.change.injection import InjectionSettings, injected, volume_found_with
 from medsiam.change.noise_floor import NoiseFloorSettings, measure_noise_floor
-from medsiam.change.noise_rate import NoiseRate
+from medsiam.change.noise_rate import LEAST_TOLD, NoiseRate
 from medsiam.change.rescan import Rescanner, measured_gap
 from medsiam.config import CompareSettings
 from medsiam.pairing.comparability import judge
@@ -66,7 +66,17 @@ def test_stronger_candidates_are_never_likelier_noise(strengths, rescans, streng
     """And none is impossible: what was not seen in a few rescans may still happen."""
     rate = NoiseRate.of([strengths, *([()] * (rescans - 1))], 3.5)
     assert 0.0 < rate.per_scan(strength + more) <= rate.per_scan(strength)
-    assert 0.0 <= rate.any_in_scan(strength) <= 1.0 and 0.0 <= rate.at_a_place(strength) <= 1.0
+    for told in (rate.any_in_scan, rate.at_a_place):
+        assert LEAST_TOLD <= told(strength + more) <= told(strength) <= 1.0
+
+
+def test_no_chance_is_told_that_a_few_rescans_cannot_tell():
+    """Nought, or one in a sextillion, would be the exponential's own."""
+    rate = NoiseRate.of([[4.0, 4.2], [4.1], [], []], 3.5)
+    assert rate.any_in_scan(7.0) == pytest.approx(rate.per_scan(7.0), rel=0.01)
+    for strength in (20.0, 80.0):
+        assert rate.per_scan(strength) < LEAST_TOLD
+        assert rate.any_in_scan(strength) == rate.at_a_place(strength) == LEAST_TOLD
 
 
 @given(STRENGTHS, st.floats(0.001, 0.5))

@@ -153,6 +153,17 @@ def test_a_refused_file_is_told_and_the_rest_is_added(archive, weights, tmp_path
     assert result.stderr.startswith("refused: file 1 of ") and "'broken.nii.gz'" in result.stderr
 
 
+def test_where_nothing_could_be_added_the_command_ends_with_3(weights, index, tmp_path):
+    """A script must see it, be the index new or not; a scan that it holds already is nothing of the kind."""
+    write_scan(tmp_path / "scan", 0, 0)
+    words = ("--index", index, "--weights", weights)
+    assert run("index", "add", tmp_path / "scan", *words).exit_code == 0
+    for path in (tmp_path / "scan").rglob("*.dcm"):
+        path.write_bytes(path.read_bytes()[:-40])
+    refused = run("index", "add", tmp_path / "scan", *words)
+    assert refused.exit_code == 3 and "refused" in refused.output
+
+
 def test_a_damaged_zip_in_a_folder_is_told_and_the_rest_is_added(weights, tmp_path):
     """An archive of years holds one; named alone it is refused, since nothing else was meant."""
     write_scan(tmp_path / "scans" / "whole", 0, 0)

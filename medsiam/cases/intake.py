@@ -79,6 +79,11 @@ class Intake:
     refused: tuple[Refused, ...]
     seconds: float
 
+    @property
+    def taken(self) -> int:
+        """Series that are in the index now, new or as before."""
+        return self.added.new + self.added.updated + self.added.unchanged + self.skipped
+
 
 @dataclass
 class Hints:

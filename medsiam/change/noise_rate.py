@@ -23,6 +23,9 @@ MOST_IN_TAIL = 24
 PRIOR_EXCESS, PRIOR_COUNT = 0.5, 4
 # The pair's own candidates within this much (deviations) of the weakest are taken for noise.
 BULK = 1.0
+# No smaller chance is told. Further out the tail's form alone would speak: dozens of candidates
+# cannot tell one in a million from one in a billion.
+LEAST_TOLD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,18 @@ class NoiseRate:
         return (len(tail) + 1) / (self.rescans + 1) * math.exp(-(strength - onset) / self.scale)
 
     def any_in_scan(self, strength: float) -> float:
-        """The chance that noise makes one or more candidates at least this strong in a scan."""
-        return 1.0 - math.exp(-self.per_scan(strength))
+        """The chance that noise makes one or more candidates at least this strong in a scan.
+
+        Not below LEAST_TOLD.
+        """
+        return max(LEAST_TOLD, -math.expm1(-self.per_scan(strength)))
 
     def at_a_place(self, strength: float) -> float:
-        """The chance that a candidate which noise made is at least this strong: its p-value."""
-        return min(1.0, self.per_scan(strength) / self.per_scan(self.floor))
+        """The chance that a candidate which noise made is at least this strong: its p-value.
+
+        Not below LEAST_TOLD.
+        """
+        return min(1.0, max(LEAST_TOLD, self.per_scan(strength) / self.per_scan(self.floor)))
 
     def strength_for(self, rate: float) -> float:
         """The strength from which noise makes this many candidates in a scan, or fewer."""

@@ -113,6 +113,13 @@ def holds_refusal(folder: Path) -> bool:
     return is_ours and told.get("status") == "refused"
 
 
+def refuse_foreign(folder: Path, names: Collection[str]) -> None:
+    """Raises InputRefused where a file of one of these names is there and not of our making."""
+    ours = _earlier_files(folder, names)
+    for name in names:
+        _refuse_foreign(folder / name, ours)
+
+
 def restore(folder: Path) -> None:
     """Puts back the earlier files of a result whose maker was killed while it exchanged names.
 

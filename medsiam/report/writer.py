@@ -19,7 +19,7 @@ from medsiam.report.comparison_json import to_json, to_text
 from medsiam.report.digests import seal
 from medsiam.report.html import render
 from medsiam.report.nifti import write_nifti
-from medsiam.report.placing import DIGESTS, REPORT, placed_whole
+from medsiam.report.placing import DIGESTS, EVIDENCE, REPORT, placed_whole, refuse_foreign
 
 HTML = "report.html"
 
@@ -50,9 +50,7 @@ def write_comparison(
     Raises InputRefused where the folder cannot be written or a file there is not
     ours, ResourceExhausted where the disk is full; then nothing was changed.
     """
-    names = {
-        name: path for kind in FORMATS if kind in formats for name, path in FILES_OF_FORMAT[kind].items()
-    }
+    names = _names_of(formats)
     with placed_whole(folder) as stage, ThreadPoolExecutor(1) as pool:
         # Packing them takes as long as the page with its own volumes, on another core.
         arrays = pool.submit(write_arrays, comparison, stage) if "nifti" in formats else None
@@ -69,6 +67,15 @@ def write_comparison(
             (stage / REPORT).write_text(to_text(report), encoding="utf-8", newline="\n")
             seal(stage)
     return names
+
+
+def check_free(folder: Path, formats: Collection[str]) -> None:
+    """Raises InputRefused where a file that is not ours stands in a comparison's way."""
+    refuse_foreign(folder, [*_names_of(formats).values(), *((EVIDENCE,) if "dicom" in formats else ())])
+
+
+def _names_of(formats: Collection[str]) -> dict[str, str]:
+    return {name: path for kind in FORMATS if kind in formats for name, path in FILES_OF_FORMAT[kind].items()}
 
 
 def write_refusal(folder: Path, report: Mapping[str, Any]) -> dict[str, str]:
