@@ -332,6 +332,24 @@ def test_of_several_series_the_same_kind_is_taken_in_every_scan():
     assert match_many(sides[::-1])[0] == (0, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [(("b", "a"), (0, 1, 0)), (("b", "b"), (0, 0, 0))],
+    ids=["own there", "none there"],
+)
+def test_another_patients_series_is_taken_only_where_there_is_no_other(others, expected):
+    """However like it is: a folder may hold a stranger's scan."""
+
+    def series(uid, patient, description="FLAIR axial"):
+        acquisition = Acquisition(
+            modality="MR", body_part="HEAD", series_uid=uid, description=description, patient_key=patient
+        )
+        return SeriesEntry(uid, (), acquisition, (30, 64, 64), (3.0, 1.0, 1.0), "dicom")
+
+    second = [series("2", others[0]), series("3", others[1], "T2 FLAIR")]
+    assert match_many([[series("1", "a")], second, [series("4", "a")]])[0] == expected
+
+
 def test_the_steps_follow_each_other():
     """A helper of these tests, held to what it says."""
     assert [p.key for p in one_lesion([0, 1, 2, 3], all_pairs=False)][:2] == list(pairwise((1, 2, 3)))

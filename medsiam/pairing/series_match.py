@@ -96,9 +96,9 @@ def match_series(priors: Sequence[Candidate], currents: Sequence[Candidate]) -> 
     def rank(match: Match) -> tuple[bool, float, bool, list[str], str]:
         prior, current = priors[match.prior], currents[match.current]
         names = [_identity(prior), _identity(current)]
-        no_visits = _is_one_series(prior, current) or _are_two_patients(prior, current)
         # Rounded: sums that differ by their last bit are equal. Sorted: the same pair both ways.
-        return no_visits, -round(match.score, 9), _is_reversed(prior, current), sorted(names), names[0]
+        score = -round(match.score, 9)
+        return _are_no_visits(prior, current), score, _is_reversed(prior, current), sorted(names), names[0]
 
     pairs = [
         Match(m, n, series_likeness(prior, current), _reasons(prior, current))
@@ -118,7 +118,8 @@ def match_many(sides: Sequence[Sequence[Candidate]]) -> tuple[tuple[int, ...], s
 
     Each series in turn is taken as the model, with what is most like it on every
     other side; of these choices the one whose pairs are most alike is taken, equal
-    ones decided by their UIDs. Raises SeriesAmbiguous where a side is empty.
+    ones decided by their UIDs. One series on two sides, or series of two patients, are taken only
+    where there is nothing else. Raises SeriesAmbiguous where a side is empty.
     """
     if any(not side for side in sides):
         raise SeriesAmbiguous("a scan holds 0 series that can be compared; give another folder")
@@ -128,21 +129,24 @@ def match_many(sides: Sequence[Sequence[Candidate]]) -> tuple[tuple[int, ...], s
         for place, model in enumerate(models)
     }
 
-    def rank(choice: tuple[int, ...]) -> tuple[float, list[str]]:
+    def rank(choice: tuple[int, ...]) -> tuple[int, float, list[str]]:
         taken = [side[place] for side, place in zip(sides, choice, strict=True)]
-        score = sum(series_likeness(a, b) for a, b in combinations(taken, 2))
-        return -round(score, 9), [_identity(series) for series in taken]
+        pairs = list(combinations(taken, 2))
+        score = sum(series_likeness(a, b) for a, b in pairs)
+        wrong = sum(_are_no_visits(a, b) for a, b in pairs)
+        return wrong, -round(score, 9), [_identity(series) for series in taken]
 
     best = min(choices, key=rank)
     names = [_name(side[place]) for side, place in zip(sides, best, strict=True)]
-    likeness = -rank(best)[0] / max(1, len(sides) * (len(sides) - 1) // 2)
+    likeness = -rank(best)[1] / max(1, len(sides) * (len(sides) - 1) // 2)
     counts = _and([str(len(side)) for side in sides])
     return best, f"Of {counts} series, {_and(names)} were taken (mean likeness {likeness:.2f})."
 
 
 def _most_like(model: Candidate, side: Sequence[Candidate]) -> int:
-    def rank(place: int) -> tuple[float, str]:
-        return -round(series_likeness(model, side[place]), 9), _identity(side[place])
+    def rank(place: int) -> tuple[bool, float, str]:
+        series = side[place]
+        return _are_no_visits(model, series), -round(series_likeness(model, series), 9), _identity(series)
 
     return min(range(len(side)), key=rank)
 
@@ -159,6 +163,11 @@ def series_likeness(a: Candidate, b: Candidate) -> float:
     marks = _marks(a, b)
     score = sum(WEIGHTS[name] * mark for name, mark in marks.items())
     return score * REFUSED_SHARE if verdict.category == "not-comparable" else score
+
+
+def _are_no_visits(a: Candidate, b: Candidate) -> bool:
+    """Whether these cannot be two visits of one patient: one series twice, or two patients."""
+    return _is_one_series(a, b) or _are_two_patients(a, b)
 
 
 def _is_one_series(a: Candidate, b: Candidate) -> bool:
