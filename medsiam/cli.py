@@ -239,6 +239,8 @@ def trajectory(
 @answers_with_exit_code
 def demo(
     out: OutOption = Path("demo-report"),
+    device: DeviceOption = "auto",
+    formats: FormatsOption = USUAL_FORMATS,
     seed: SeedOption = 0,
     open_report: Annotated[
         bool | None,
@@ -253,16 +255,22 @@ def demo(
 
     Example: medsiam demo --out demo-report
     """
+    wanted = formats_of(formats)
+    if "html" not in wanted:
+        raise typer.BadParameter(
+            "the demo's page links the reports: html must be among them", param_hint="--formats"
+        )
+    check_device(device)
     from medsiam.demo import run_demo  # torch, only now
 
-    outcome = run_demo(out, seed=seed, progress=tell_progress())
+    outcome = run_demo(out, seed=seed, device=device, formats=wanted, progress=tell_progress())
     if as_json:
         typer.echo(json.dumps(outcome.as_dict(), indent=2))
     else:
         typer.echo(outcome.table())
         typer.echo(f"report: {outcome.index}")
-    wanted = sys.stdout.isatty() and not as_json if open_report is None else open_report
-    if wanted and _has_display():
+    is_shown = sys.stdout.isatty() and not as_json if open_report is None else open_report
+    if is_shown and _has_display():
         typer.launch(str(outcome.index))
 
 

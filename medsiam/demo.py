@@ -9,7 +9,7 @@ The truth that was put in is told beside what was found, whatever that is.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -25,7 +25,7 @@ from medsiam.demo_cases import show_similar
 from medsiam.evidence.series import SeriesIdentity, derived_uid, write_series
 from medsiam.phantom import Lesion, Phantom, Scan, flair_acquisition, head_phantom, position
 from medsiam.report.search_json import result_json
-from medsiam.report.writer import write_comparison
+from medsiam.report.writer import WriteMore, write_comparison
 from medsiam.volume import Matrix, transform
 
 FORMATS = ("json", "html", "nifti")
@@ -146,6 +146,8 @@ def run_demo(
     out: str | Path,
     *,
     seed: int = 0,
+    device: str = "auto",
+    formats: Collection[str] = FORMATS,
     visits: Sequence[Visit] | None = None,
     progress: Callable[[str], None] = lambda step: None,
     compare: Callable[..., Comparison] = compare_series,
@@ -153,6 +155,7 @@ def run_demo(
 ) -> DemoOutcome:
     """The comparisons of each visit with the one before, written under `out`.
 
+    formats  what is written of each, DICOM objects where "dicom" is among them
     compare  takes two folders of DICOM; another one may stand in for a trial
     similar  then searches for cases like the last visit; None leaves that out
     """
@@ -165,13 +168,21 @@ def run_demo(
     for before, after in pairwise(visits):
         name = f"{before.name}-{after.name}"
         progress(f"comparing {name}")
-        comparison = compare(out / "dicom" / before.name, out / "dicom" / after.name, seed=seed, fast=True)
-        write_comparison(comparison, out / name, formats=FORMATS)
+        scans = out / "dicom" / before.name, out / "dicom" / after.name
+        comparison = compare(*scans, seed=seed, device=device, fast=True)
+        more = _evidence(comparison, scans) if "dicom" in formats else None
+        write_comparison(comparison, out / name, formats=formats, write_more=more)
         pairs.append(judge(name, before, after, comparison))
     found = similar(out, seed, progress).results if similar else ()
     index = out / "index.html"
     index.write_text(index_page(pairs, visits, has_search=bool(found)), encoding="utf-8")
     return DemoOutcome(index, tuple(pairs), tuple(result_json(each) for each in found))
+
+
+def _evidence(comparison: Comparison, scans: Sequence[Path]) -> WriteMore:
+    from medsiam.evidence.write import evidence_of  # highdicom, only where it is asked for
+
+    return evidence_of(scans, now=datetime.now())(comparison)
 
 
 def write_visit(visit: Visit, folder: Path, *, seed: int) -> Phantom:

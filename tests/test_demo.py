@@ -53,7 +53,7 @@ def test_the_demo_writes_three_series_and_a_page_that_links_both_reports(tmp_pat
     """With a stand-in for the comparison, so that it takes a second."""
     folders = []
 
-    def compare(prior, current, *, seed, fast):
+    def compare(prior, current, *, seed, device, fast):
         folders.append((prior.name, current.name, len(list(current.glob("*.dcm")))))
         return comparison()
 
@@ -95,7 +95,7 @@ def test_the_demo_indexes_all_scans_and_finds_the_other_patients(tmp_path, visit
 @pytest.mark.slow
 def test_the_whole_demo_finds_the_lesion_that_appears_and_grows(tmp_path):
     """Through files, reading, registration and all, with its true spacing."""
-    outcome = run_demo(tmp_path, similar=None)
+    outcome = run_demo(tmp_path, formats=("json", "html", "dicom"), similar=None)
     for pair, kind in zip(outcome.pairs, ("new", "enlarged"), strict=True):
         truth = pair.truths[-1]
         assert truth.kind == kind
@@ -103,3 +103,5 @@ def test_the_whole_demo_finds_the_lesion_that_appears_and_grows(tmp_path):
         assert truth.distance_mm < 4.0
         assert all(other.found is None for other in pair.truths[:-1])
         assert np.isfinite(truth.found.p_value)
+        assert (tmp_path / pair.name / "dicom" / "findings.dcm").is_file()
+        assert not (tmp_path / pair.name / "change.nii.gz").exists()
