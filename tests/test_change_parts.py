@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medsiam.change.figures import opacity_figures
+from medsiam.change.findings import _middle
 from medsiam.pairing.intensity import IntensitySettings, equalise, robust_deviation
 from medsiam.pairing.motion import exponential, half_of
 from medsiam.report.pictures import Scene
@@ -97,6 +99,29 @@ def test_sampling_reads_a_linear_field_at_its_true_place():
     expected = (target.world(np.indices(target.shape).reshape(3, -1).T) + motion[:3, 3]) @ [1.0, 2.5, -0.75]
     found = sample(field, grid, target, motion).numpy().ravel()
     assert np.abs(found - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("is_ring", [True, False])
+def test_the_centre_of_a_finding_lies_inside_it(is_ring):
+    """The mean of a ring lies in its hole, where another finding may be."""
+    rows, columns = np.mgrid[-6:7, -6:7]
+    away = np.hypot(rows, columns + 0.3)
+    places = np.argwhere(((away < 6.0) & (away > (4.0 if is_ring else -1.0)))[None])
+    middle = _middle(places)
+    assert (places == np.rint(middle)).all(axis=1).any()
+    assert np.array_equal(middle, places.mean(axis=0)) != is_ring
+
+
+@given(st.lists(st.floats(-40.0, 40.0), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_the_score_of_radiographs_is_what_their_findings_say(deltas):
+    """Nought without any, signed as their sum, and turned by exchanging the two."""
+    told, back = (opacity_figures([sign * delta for delta in deltas], 0.5) for sign in (1.0, -1.0))
+    assert told.score == pytest.approx(-back.score, abs=1e-9) and told.magnitude == pytest.approx(
+        back.magnitude
+    )
+    assert abs(told.score) <= told.magnitude + 1e-9 < 1.0
+    assert told.score * sum(deltas) >= -1e-6 and (deltas or told.score == 0.0)
 
 
 def test_lengths_are_called_pixels_where_a_pixel_has_no_known_size():

@@ -174,6 +174,21 @@ def test_a_pair_that_was_never_laid_on_each_other_still_makes_a_page():
     assert wording.HATCHED in text and wording.MATCHED_GREY not in text
 
 
+@pytest.mark.parametrize("injected", [0, 60])
+def test_a_size_that_none_reached_is_not_told_as_unmeasured(injected):
+    """A blind pair must not read like one where nobody looked."""
+    told = {"injected": injected}
+    assert wording.detectable(None, told) == (wording.NONE_SEEN if injected else wording.NOT_MEASURED)
+    assert wording.detectable(0.1, told) == wording.millilitres(0.1)
+    assert wording.detectable(None, None) == wording.NOT_MEASURED
+
+
+def test_a_radiograph_without_a_pixel_size_has_no_millimetres():
+    """1 mm stands for it in the file."""
+    scan = {"shape_kji": (1, 524, 640), "spacing_kji_mm": (1.0, 1.0, 1.0)}
+    assert "mm" in wording.shape(scan) and "mm" not in wording.shape(scan, is_sized=False)
+
+
 def test_what_was_not_measured_is_said_so():
     change = replace(maker.stable().change, smallest_detectable_ml=None, p_value=None)
 

@@ -98,7 +98,10 @@ def test_a_radiograph_is_shown_as_stored_and_letters_only_as_told():
     assert view.plane == "projection" and view.edges == ("", "", "", "")
     assert np.array_equal(view.slice(made.current.array, 0), made.current.array[0])
     assert view_of(replace(made.current, acquisition=told)).edges == ("R", "L", "H", "F")
-    assert "from the left" in place_text(view, np.array(made.findings[0].centre_lps_mm))
+    centre = np.array(made.findings[0].centre_lps_mm)
+    assert "mm from the left" in place_text(view, centre) and "px from the left" in place_text(
+        view, centre, "px"
+    )
 
 
 @pytest.mark.parametrize("told", ["", "L", "<b>\\F", 7, ("L", 3)])

@@ -76,6 +76,18 @@ def test_a_pair_without_a_verdict_opens_the_sum_and_says_so():
     assert closure.registration_mm is not None
 
 
+def test_radiographs_close_without_volumes():
+    """They show no millilitres: the motions are told, and why no sum is."""
+
+    def flat(pair):
+        return replace(pair, change=replace(pair.change, appearing_ml=None, resolving_ml=None))
+
+    pairs = [flat(each) for each in one_lesion([1.0, 2.0, 3.0])]
+    closure = closure_of(pairs, 3, POINTS_MM)
+    assert closure.steps_ml is None and "radiographs" in closure.reason
+    assert closure.registration_mm is not None and net_since_first(pairs, 3) == ()
+
+
 def test_motions_that_compose_close_and_others_do_not():
     """Each step shifts by 2 mm; a direct motion of 5 mm is 1 mm off everywhere."""
     assert motion_closure_mm([shift(2.0), shift(2.0)], shift(4.0), POINTS_MM) == 0.0

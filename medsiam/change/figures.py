@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from medsiam.change.comparison import Change
 from medsiam.change.findings import FoundChange
 
 # The score's magnitude is one half at this much change.
 HALF_SCORE_ML = 1.0
+# Likewise in a radiograph, in percent of the lungs.
+HALF_SCORE_PERCENT = 10.0
 
 
 def figures(found: FoundChange) -> Change:
@@ -23,6 +28,20 @@ def figures(found: FoundChange) -> Change:
         appearing_ml=appearing,
         resolving_ml=resolving,
         order_reversal_error=None,
+    )
+
+
+def opacity_figures(deltas_percent: Sequence[float], p_value: float) -> Change:
+    """Likewise of two radiographs, from how much of the lungs (percent) each finding grew by."""
+    grown = sum(delta for delta in deltas_percent if delta > 0.0)
+    total = sum(abs(delta) for delta in deltas_percent)
+    return replace(
+        NOT_MEASURED,
+        score=(2.0 * grown - total) / (total + HALF_SCORE_PERCENT),
+        magnitude=total / (total + HALF_SCORE_PERCENT),
+        p_value=p_value,
+        # The reversed comparison is the same one with its signs exchanged.
+        order_reversal_error=0.0,
     )
 
 

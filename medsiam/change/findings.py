@@ -237,7 +237,7 @@ def _finding(
     pair: Pair,
     settings: FindingSettings,
 ) -> Finding:
-    half_mm = pair.grid.world(np.argwhere(labels == n).mean(axis=0)[None])
+    half_mm = pair.grid.world(_middle(np.argwhere(labels == n))[None])
     centre = transform(pair.current_from_half, half_mm)[0]
     return Finding(
         label=n,
@@ -249,6 +249,14 @@ def _finding(
         delta_ml=candidate.after_ml - candidate.before_ml,
         p_value=noise.at_a_place(candidate.strength),
     )
+
+
+def _middle(places: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The mean of a finding's voxels, or the nearest of them where the mean lies outside, as in a ring."""
+    mean = places.mean(axis=0)
+    if (places == np.rint(mean)).all(axis=1).any():
+        return mean
+    return places[((places - mean) ** 2).sum(axis=1).argmin()].astype(np.float64)
 
 
 def _kind(sign: int, before_ml: float, after_ml: float, settings: FindingSettings) -> Kind:

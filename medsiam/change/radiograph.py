@@ -121,7 +121,8 @@ class ZoneChange:
 class RadiographChange:
     """How the lungs' opacities changed.
 
-    score      -1..1, + more opaque;  magnitude 0..1, of all that changed either way
+    score      -1..1, + where the zones became more opaque on the whole;  magnitude 0..1, of all that
+               changed either way, noise included: what findings say is told instead
     p_value    that noise alone makes the strongest place, 1 where none qualifies
     findings   the most certain first
     evidence   (K, J, I) float32 on the halfway grid: + appearing, one is noticeable

@@ -262,6 +262,9 @@ def closure_of(pairs: Sequence[PairChange], count: int, points_mm: Matrix) -> Cl
     if silent:
         reason = f"no verdict was given for {' and '.join(silent)}, so nothing can be added up"
         return Closure(None, None, None, None, None, registration_mm, reason)
+    if any(pair.net_ml is None for pair in (*steps, direct)):
+        reason = "radiographs show no volumes that could be added up"
+        return Closure(None, None, None, None, None, registration_mm, reason)
     steps_ml, direct_ml = sum(_known(step.net_ml) for step in steps), _known(direct.net_ml)
     magnitude = sum(_known(step.change.appearing_ml) + _known(step.change.resolving_ml) for step in steps)
     error_ml = abs(steps_ml - direct_ml)
@@ -290,9 +293,12 @@ def motion_closure_mm(steps: Iterable[Matrix], direct: Matrix, points_mm: Matrix
 def net_since_first(pairs: Sequence[PairChange], count: int) -> tuple[ScanVolume, ...]:
     """Net change since the first scan at each scan: by the sum of the steps and by the direct pair.
 
-    Pairs without a verdict are left out; a scan that no way leads to is missing.
+    Pairs without a verdict are left out; a scan that no way leads to is missing. Nothing of radiographs,
+    which show no volumes.
     """
     by_key = {pair.key: pair for pair in pairs if pair.is_determinate}
+    if any(pair.net_ml is None for pair in by_key.values()):
+        return ()
     sums: dict[int, float] = {1: 0.0}
     out = [ScanVolume(1, (Measurement(None, 0.0),))]
     for scan in range(2, count + 1):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsiam.change.comparison import Change, Finding, Verdict
-from medsiam.change.figures import NOT_MEASURED, figures
+from medsiam.change.figures import NOT_MEASURED, figures, opacity_figures
 from medsiam.change.findings import FindingSettings, tracking_uid
 from medsiam.change.measure import MeasuredChange
 from medsiam.change.radiograph import (
@@ -104,13 +104,7 @@ def judge_radiographs(radiograph: RadiographPair) -> Judged:
     laid = radiograph_prior_on_current(radiograph)
     if change.reasons:
         return Judged(verdict, reason, NOT_MEASURED, (), change_map, np.zeros_like(labels), laid)
-    told = replace(
-        NOT_MEASURED,
-        score=change.score,
-        magnitude=change.magnitude,
-        p_value=change.p_value,
-        order_reversal_error=0.0,
-    )
+    told = opacity_figures([finding.delta_percent for finding in change.findings], change.p_value)
     findings = tuple(_opacity(finding, radiograph.pair) for finding in change.findings)
     return Judged(verdict, reason, told, findings, change_map, labels, laid)
 

@@ -168,12 +168,15 @@ def letters(direction: Array) -> str:
     return "".join(LETTERS[axis][0 if direction[axis] > 0 else 1] for axis in told[:2])
 
 
-def place_text(view: View, world_mm: Array) -> str:
-    """A position in words of a reader: "L 23, A 4, H 61 mm", or where it lies on a radiograph."""
+def place_text(view: View, world_mm: Array, unit: str = "mm") -> str:
+    """A position in words of a reader: "L 23, A 4, H 61 mm", or where it lies on a radiograph.
+
+    unit  "px" where the size of a radiograph's pixel is not known and 1 mm stands for it
+    """
     if view.plane == "projection":
         x, y, _ = view.locate(world_mm)
         height_mm, width_mm = view.pixel_mm
-        return f"{x * width_mm:.0f} mm from the left, {y * height_mm:.0f} mm from the top"
+        return f"{x * width_mm:.0f} {unit} from the left, {y * height_mm:.0f} {unit} from the top"
     parts = []
     for value, (positive, negative) in zip(world_mm, LETTERS, strict=True):
         parts.append(f"{positive if value >= 0 else negative} {abs(round(float(value)))}")

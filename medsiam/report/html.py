@@ -70,6 +70,7 @@ def render(comparison: Comparison, report: Mapping[str, Any]) -> str:
         volumes=viewer_json(scene, _room_for_volumes(shown)),
         plane=scene.view.plane,
         trend_place=TREND_PLACE,
+        sized=[pictures.is_sized(scan) for scan in (comparison.prior, comparison.current)],
         is_matched=scene.is_matched,
         reaches_outside=bool(_share_outside(comparison) > 0),
         reasons=wording.why_indeterminate(report) if report["verdict"] == "indeterminate" else [],
@@ -129,7 +130,7 @@ def _finding(scene: pictures.Scene, finding: Any, told: Mapping[str, Any]) -> di
         "told": told,
         "is_appearing": finding.kind in pictures.APPEARING_KINDS,
         "slice": pictures.slice_name(scene, k),
-        "place": place_text(scene.view, np.array(finding.centre_lps_mm)),
+        "place": place_text(scene.view, np.array(finding.centre_lps_mm), scene.unit_of_length),
         "pictures": pictures.finding_pictures(scene, finding) if is_pictured else None,
     }
 

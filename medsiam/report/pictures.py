@@ -20,6 +20,7 @@ from medsiam.change.comparison import Comparison, Finding
 from medsiam.report import drawing
 from medsiam.report.display import Box, GreyWindow, View, body_box, view_of, windows_of
 from medsiam.report.drawing import Picture
+from medsiam.volume import Volume
 
 Array = NDArray[Any]
 
@@ -36,6 +37,11 @@ LONE_TILE_PX = 760
 CHECKER_TILES = 3
 CHECKER_SQUARE_MM = 18.0
 CHECKERS_ACROSS_PROJECTION = 10
+
+
+def is_sized(scan: Volume) -> bool:
+    """Whether the size of a pixel is known, or 1 mm stands for it."""
+    return bool(scan.acquisition.protocol.get("pixel_size_known", True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +67,7 @@ class Scene:
     @property
     def unit_of_length(self) -> str:
         """ "mm", or "px" where the size of a pixel is not known and 1 mm stands for it."""
-        known = self.comparison.current.acquisition.protocol.get("pixel_size_known", True)
-        return "mm" if known else "px"
+        return "mm" if is_sized(self.comparison.current) else "px"
 
     def prior(self, k: int, box: Box) -> NDArray[np.uint8]:
         """Grey values of the prior's slice k in a box, hatched where it did not reach."""

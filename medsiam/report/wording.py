@@ -42,6 +42,7 @@ SAME_GREY = "Prior and current are shown in the same window."
 MATCHED_GREY = "The scans' grey scales differ, so the prior has a window of its own, fitted to look alike."
 HATCHED = "Hatching marks where the prior did not reach."
 NOT_MEASURED = "not measured"
+NONE_SEEN = "not reached, even by the largest put in"
 UNKNOWN = "not told"
 UNKNOWN_RATE = "no rate"
 DAYS_A_MONTH = 30.4375
@@ -75,6 +76,13 @@ def millilitres(value: float | None, *, signed: bool = False) -> str:
     if not signed:
         return text
     return f"{'+' if value >= 0 else '−'}{text}"
+
+
+def detectable(value: float | None, floor: Mapping[str, Any] | None) -> str:
+    """The smallest volume that would have been seen; where none of those put in would, just that."""
+    if value is None and floor and floor["injected"]:
+        return NONE_SEEN
+    return millilitres(value)
 
 
 def amount(finding: Mapping[str, Any], which: str, *, signed: bool = False) -> str:
@@ -149,14 +157,19 @@ def day(acquired: str | None) -> str:
     return acquired[:16].replace("T", " ") if acquired else "date not told"
 
 
-def shape(scan: Mapping[str, Any]) -> str:
-    """Voxels and spacing as readers write them: in plane first, slices last."""
+def shape(scan: Mapping[str, Any], *, is_sized: bool = True) -> str:
+    """Voxels and spacing as readers write them: in plane first, slices last.
+
+    is_sized  whether a radiograph's pixel size is known
+    """
     if not scan["shape_kji"] or not scan["spacing_kji_mm"]:
         return UNKNOWN
     k, j, i = scan["shape_kji"]
     k_mm, j_mm, i_mm = scan["spacing_kji_mm"]
     if k == 1:
-        return f"{i} × {j} pixels of {i_mm:g} × {j_mm:g} mm"
+        return (
+            f"{i} × {j} pixels of {i_mm:g} × {j_mm:g} mm" if is_sized else f"{i} × {j} pixels of unknown size"
+        )
     return f"{i} × {j} × {k} voxels of {i_mm:g} × {j_mm:g} × {k_mm:g} mm"
 
 
