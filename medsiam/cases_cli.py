@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -123,6 +124,8 @@ def add(
     _tell_intake(intake, cases, as_json=as_json)
     if intake.refused and not intake.taken:
         # As where the index is new: nothing of what was named could be used.
+        if as_json:
+            typer.echo(f"medsiam: no scan was added: {intake.refused[0].spoken}", err=True)
         raise typer.Exit(InputRefused.exit_code)
 
 
@@ -322,6 +325,8 @@ def _place(text: str) -> tuple[float, float, float] | None:
         return None
     try:
         x, y, z = (float(part) for part in text.split(","))
+        if not all(map(math.isfinite, (x, y, z))):
+            raise ValueError
     except ValueError:
         raise typer.BadParameter(
             f"{text[:40]!r}: give three numbers, such as 12.5,-30,44", param_hint="--at"

@@ -155,6 +155,8 @@ def follow(
         raise InputRefused(
             "the same scan is given twice: it is one measurement and not two; give each scan once"
         )
+    if len({volume.spatial_dims for volume in volumes}) > 1:
+        raise NotComparable("radiographs and volumes are among the scans; give scans of one kind")
     started = time.perf_counter()
     ordered = in_order(volumes, rules)
     count = len(ordered.scans)

@@ -40,14 +40,19 @@ class VoxelNet(nn.Module):
         self.score = nn.Conv3d(first, classes, kernel_size=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes, K, J, I)."""
+        """Logits (B, classes, K, J, I); an axis that cannot be halved as often is continued by its edge."""
+        shape, factor = image.shape[2:], 2 ** len(self.down)
+        beyond = [n for size in reversed(shape) for n in (0, -size % factor)]
+        if any(beyond):
+            image = functional.pad(image, beyond, mode="replicate")
         skips = [self.stem(local_contrast(image))]
         for step in self.down:
             skips.append(step(skips[-1]))
         field = self.floor(skips.pop())
         for level in reversed(range(len(skips))):
             field = self.merge[level](torch.cat([self.up[level](field), skips[level]], dim=1))
-        return self.score(field)
+        scores: torch.Tensor = self.score(field)
+        return scores[:, :, : shape[0], : shape[1], : shape[2]]
 
 
 def local_contrast(image: torch.Tensor) -> torch.Tensor:
@@ -75,10 +80,23 @@ def local_contrast(image: torch.Tensor) -> torch.Tensor:
 def _box_mean(image: torch.Tensor, size: int) -> torch.Tensor:
     """Mean over a cube, one axis after the other; at the rim over what there is."""
     for axis in range(3):
+        if image.shape[axis + 2] < size:
+            image = _short_mean(image, size // 2, axis + 2)
+            continue
         window, reach = [1, 1, 1], [0, 0, 0]
         window[axis], reach[axis] = size, size // 2
         image = functional.avg_pool3d(image, window, 1, reach, count_include_pad=False)
     return image
+
+
+def _short_mean(image: torch.Tensor, reach: int, axis: int) -> torch.Tensor:
+    """Likewise along an axis shorter than the window, which torch does not pool: a scan of few slices."""
+    count = image.shape[axis]
+    means = []
+    for place in range(count):
+        low, high = max(0, place - reach), min(count, place + reach + 1)
+        means.append(image.narrow(axis, low, high - low).mean(dim=axis, keepdim=True))
+    return torch.cat(means, dim=axis)
 
 
 def _conv(source: int, target: int, strides: int = 1) -> nn.Module:

@@ -14,6 +14,7 @@ from medsiam.bench.ms_pairs import MsPair, data_folder, ms_pairs
 from medsiam.bench.scores import Score, Scores
 from medsiam.change.comparison import Comparison
 from medsiam.compare import compare
+from medsiam.errors import InputRefused
 from medsiam.pairing.motion import about, translation
 from medsiam.phantom import Lesion, Scan, flair_acquisition, head_phantom, position
 from medsiam.reading import read_volume
@@ -128,6 +129,8 @@ def _rescan_rows(pairs: list[MsPair], seed: int) -> Iterator[Score]:
                 made += 1
                 abstained += result.verdict == "indeterminate"
                 findings += len(result.findings)
+    if not made:
+        raise InputRefused("no MS pair is in this folder; set MEDSIAM_DATA or give --data DIR")
     yield Score(f"false findings a pair, of {made} scans made anew", findings / made, "nominal .05", "<= .05")
     yield Score("of them, without a verdict", abstained / made)
 

@@ -288,10 +288,18 @@ def _test(column: str, kind: str, operator: Operator, value: Value, *, negated: 
     return Test(column, operator, (value,), is_number=not isinstance(value, str))
 
 
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _dated(operator: Operator, value: Value) -> Filter:
     try:
         moment = datetime.fromisoformat(str(value))
-        is_whole_day = len(str(value)) == len(date.min.isoformat())
+        is_whole_day = _is_day(str(value))
     except ValueError:
         raise FilterRefused(f"{str(value)[:30]!r} is no date; write acquired >= '2023-05-31'") from None
     start = day_of(moment.replace(tzinfo=None).isoformat())

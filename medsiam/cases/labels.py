@@ -84,6 +84,9 @@ def read_labels(path: Path, key: bytes) -> LabelTable:
             reader = csv.DictReader(file, strict=True)
             columns = _columns(reader.fieldnames or (), path)
             lines = [(reader.line_num, dict(row)) for row in reader]
+            longer = next((number for number, row in lines if None in row), None)
+            if longer is not None:
+                raise IndexRefused(f"{path.name}, line {longer}: more cells than headings; correct the line")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise IndexRefused(
             f"the label table {path.name} cannot be read ({error}); give a CSV in UTF-8 with a header line"
@@ -113,7 +116,7 @@ def _columns(names: object, path: Path) -> dict[str, str]:
         raise IndexRefused(
             f"{path.name} has no column that finds a scan; add one of {', '.join(KEY_COLUMNS)}"
         )
-    if len(set(meaning.values())) < len(meaning) or len(meaning) > MOST_LABELS:
+    if len(set(meaning.values())) < len(given) or len(meaning) > MOST_LABELS:
         raise IndexRefused(
             f"{path.name} has columns of the same name, or more than {MOST_LABELS}; rename or remove some"
         )
@@ -129,7 +132,12 @@ def _found_by(
         if not value:
             continue
         if column == "path":
-            return "path", str((path.parent / value).resolve())
+            try:
+                return "path", str((path.parent / value).resolve())
+            except (OSError, ValueError, RuntimeError) as error:
+                raise IndexRefused(
+                    f"{path.name}, line {number}: the path cannot be one ({error}); correct it"
+                ) from error
         if column == "patient":
             return "patient", patient_key(value, None, key) or ""
         return column, value

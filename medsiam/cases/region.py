@@ -56,7 +56,10 @@ def pooled(features: Features, region: Region) -> NDArray[np.float32]:
 
 def ball_region(centre_mm: Sequence[float], radius_mm: float) -> Region:
     """The region within a radius of a place."""
-    steps = np.arange(-radius_mm, radius_mm + LATTICE_MM / 2, LATTICE_MM)
+    # No finer than tells of so many places: thousands say no more of a large ball.
+    spacing_mm = max(LATTICE_MM, radius_mm * (4.0 / 3.0 * np.pi / MOST_POINTS) ** (1.0 / 3.0))
+    reach = int(radius_mm / spacing_mm)
+    steps = spacing_mm * np.arange(-reach, reach + 1)
     offsets = np.array(list(product(steps, repeat=3)))
     inside = offsets[np.linalg.norm(offsets, axis=1) <= radius_mm]
     volume_ml = 4.0 / 3.0 * np.pi * radius_mm**3 / 1000.0

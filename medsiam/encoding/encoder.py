@@ -321,6 +321,8 @@ class Encoder:
         """
         for volume in volumes:
             self._check_dimensions(volume)
+        if not volumes:
+            return ()
         prepared = [prepare(volume, self.settings.preparation) for volume in volumes]
         images = torch.stack([self._image(each) for each in prepared])
         done = zip(encoded_that_fits(self.network, images), prepared, strict=True)
@@ -334,6 +336,10 @@ class Encoder:
         return self.same_patient.probability(cosine_distance(first.embedding[:part], second.embedding[:part]))
 
     def _check_dimensions(self, volume: Volume) -> None:
+        if not isinstance(volume, Volume):
+            raise TypeError(
+                f"an encoder takes a Volume, as read_volume gives it, not {type(volume).__name__}"
+            )
         if volume.spatial_dims != self.settings.spatial_dims:
             kinds = {2: "radiographs", 3: "volumes"}
             raise WeightsRefused(

@@ -62,7 +62,13 @@ class Dicomweb:
     """
 
     def __init__(self, url: str, settings: ArchiveSettings) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise ArchiveRefused(
+                f"{url[:80]!r} is no address ({error}); write https://host/dicom-web"
+            ) from error
         if parts.username or parts.password:
             raise ArchiveRefused(
                 "the address holds a user or password, which others can see in the list of processes; "
@@ -76,7 +82,7 @@ class Dicomweb:
                 f"http to {parts.hostname} would send patients' data unencrypted; use https, or set "
                 "archive.allow_plain in --pacs-config"
             )
-        self._host, self._port = parts.hostname, parts.port
+        self._host, self._port = parts.hostname, port
         self._root = parts.path.rstrip("/")
         self._settings = settings
         self._secret = _authorization(settings)

@@ -49,6 +49,7 @@ ADDRESS = re.compile(
     r"dimse(?P<tls>-tls)?://(?P<aet>[!-?A-~]{1,16})@(?P<host>[A-Za-z0-9._:\[\]-]+):(?P<port>\d{1,5})/?"
 )
 
+LAST_PORT = 65_535
 SUCCESS, PENDING = 0x0000, (0xFF00, 0xFF01)
 # Seconds within which an archive that listens takes a connection.
 PROBE_S = 5.0
@@ -75,7 +76,7 @@ class Dimse:
 
     def __init__(self, url: str, settings: ArchiveSettings) -> None:
         match = ADDRESS.fullmatch(url)
-        if match is None:
+        if match is None or not 0 < int(match["port"]) <= LAST_PORT:
             raise ArchiveRefused(f"{url[:80]!r} is no DIMSE address; write dimse://AETITLE@host:port")
         self._aet, self._host, self._port = match["aet"], match["host"].strip("[]"), int(match["port"])
         self._settings = settings

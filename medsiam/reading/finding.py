@@ -32,9 +32,13 @@ def find_series(path: str | Path, *, key: bytes, refuse: Refuse | None = None) -
     other kinds are left out. Raises InputRefused where the path holds nothing
     that could be an image, or is or holds an unsafe archive of which nobody hears.
     """
+    if not str(path).strip():
+        raise InputRefused("the path is empty; name a file or folder, or . for this one")
     path = Path(path)
     try:
         path.lstat()
+    except ValueError as error:
+        raise InputRefused(f"the path cannot be one ({error}); check it") from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise InputRefused("the path is longer than this system allows; check it") from error
