@@ -340,8 +340,12 @@ def _summary(
     if verdict == "stable":
         without = f"; none was given for {silent_pairs}" if silent_pairs else ""
         return f"No change beyond the noise in any pair that has a verdict{without}."
-    count = f"{len(lesions)} lesion{'s' if len(lesions) > 1 else ''} followed"
-    told = [count]
+    if lesions:
+        told = [f"{len(lesions)} lesion{'s' if len(lesions) > 1 else ''} followed"]
+    else:
+        # A radiograph's opacities have no volume that could be followed.
+        changed = ", ".join(f"{p.prior}-{p.current}" for p in pairs if p.is_determinate and p.findings)
+        told = [f"Findings beyond the noise in {changed}; none could be followed over time"]
     if closure.direct_ml is not None:
         told.append(f"{closure.direct_ml:+.3f} ml from first to last")
     if rate is not None:

@@ -26,7 +26,7 @@ from medsiam.errors import IdentityRefused, InputRefused, NotComparable
 from medsiam.pairing.identity_check import order_of_time
 from medsiam.pairing.series_match import match_many
 from medsiam.reading.entry import SeriesEntry
-from medsiam.trajectory import Rules, follow, in_order
+from medsiam.trajectory import Rules, _summary, follow, in_order
 from medsiam.volume import Acquisition, Grid, Volume
 from tests import comparison_maker as maker
 from tests.trajectory_maker import (
@@ -86,6 +86,16 @@ def test_radiographs_close_without_volumes():
     closure = closure_of(pairs, 3, POINTS_MM)
     assert closure.steps_ml is None and "radiographs" in closure.reason
     assert closure.registration_mm is not None and net_since_first(pairs, 3) == ()
+
+
+def test_findings_that_cannot_be_followed_are_told_all_the_same():
+    """ "0 lesions followed" beside "progressed" read as if nothing was there."""
+    pairs = [replace(each, places=()) for each in one_lesion([1.0, 2.0, 3.0])]
+    closure = closure_of(pairs, 3, POINTS_MM)
+    told = _summary("progressed", pairs, (), closure, None)
+    changed = ", ".join(f"{each.prior}-{each.current}" for each in pairs if each.findings)
+    assert told.startswith(f"Findings beyond the noise in {changed};") and changed
+    assert "0 lesion" not in told
 
 
 def test_motions_that_compose_close_and_others_do_not():
