@@ -8,6 +8,8 @@ keeps every voxel: at 3 mm a cortex is thinner than one.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as functional
 from torch import nn
@@ -45,7 +47,10 @@ class VoxelNet(nn.Module):
         beyond = [n for size in reversed(shape) for n in (0, -size % factor)]
         if any(beyond):
             image = functional.pad(image, beyond, mode="replicate")
-        skips = [self.stem(local_contrast(image))]
+        # In half precision the mean of squares less the square of the mean is noise.
+        with torch.autocast(image.device.type, enabled=False):
+            seen = local_contrast(image.float()).to(image.dtype)
+        skips = [self.stem(seen)]
         for step in self.down:
             skips.append(step(skips[-1]))
         field = self.floor(skips.pop())
@@ -79,24 +84,19 @@ def local_contrast(image: torch.Tensor) -> torch.Tensor:
 
 def _box_mean(image: torch.Tensor, size: int) -> torch.Tensor:
     """Mean over a cube, one axis after the other; at the rim over what there is."""
-    for axis in range(3):
-        if image.shape[axis + 2] < size:
-            image = _short_mean(image, size // 2, axis + 2)
-            continue
-        window, reach = [1, 1, 1], [0, 0, 0]
-        window[axis], reach[axis] = size, size // 2
-        image = functional.avg_pool3d(image, window, 1, reach, count_include_pad=False)
+    for axis in (2, 3, 4):
+        count = image.shape[axis]
+        image = torch.tensordot(image, _window_means(count, size // 2).to(image), dims=([axis], [1]))
+        image = image.movedim(-1, axis)
     return image
 
 
-def _short_mean(image: torch.Tensor, reach: int, axis: int) -> torch.Tensor:
-    """Likewise along an axis shorter than the window, which torch does not pool: a scan of few slices."""
-    count = image.shape[axis]
-    means = []
-    for place in range(count):
-        low, high = max(0, place - reach), min(count, place + reach + 1)
-        means.append(image.narrow(axis, low, high - low).mean(dim=axis, keepdim=True))
-    return torch.cat(means, dim=axis)
+@lru_cache(maxsize=16)
+def _window_means(count: int, reach: int) -> torch.Tensor:
+    """(count, count): each row's mean over the voxels within reach of its own."""
+    place = torch.arange(count)
+    near = ((place[:, None] - place).abs() <= reach).float()
+    return near / near.sum(1, keepdim=True)
 
 
 def _conv(source: int, target: int, strides: int = 1) -> nn.Module:

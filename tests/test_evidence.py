@@ -19,8 +19,8 @@ from medsiam.evidence import codes
 from medsiam.evidence.capture import overview_sheet
 from medsiam.evidence.case import Case
 from medsiam.evidence.pdf import pdf_of
-from medsiam.evidence.seg import segmentation
-from medsiam.evidence.sr import structured_report
+from medsiam.evidence.seg import WHAT_IS_MARKED, segmentation
+from medsiam.evidence.sr import WHAT_IS_MEASURED, structured_report
 from medsiam.evidence.write import evidence_of, write_evidence
 from medsiam.reading import read_volume
 from medsiam.reading.originals import check_is_dicom
@@ -149,6 +149,21 @@ def test_volumes_of_both_scans_and_their_difference_are_told(written):
     assert told["118565006"] == (pytest.approx(finding.volume_current_ml), "ml")
     assert told["size-prior"][0] == pytest.approx(finding.volume_prior_ml)
     assert told["size-difference"][0] == pytest.approx(finding.delta_ml)
+
+
+def test_segments_and_report_say_why_their_volumes_differ(written, tmp_path):
+    """A reader who counts a segment's voxels gets the place of change, not the structure's volume."""
+    _, home, names = written["MR"]
+    seg = pydicom.dcmread(home / "result" / names["dicom_findings"])
+    assert {segment.SegmentDescription for segment in seg.SegmentSequence} == {WHAT_IS_MARKED}
+    assert WHAT_IS_MEASURED in said_of_the_whole(home / "result" / names["dicom_report"])
+    structured_report(made_case("MR", tmp_path, stable=True), None).save_as(tmp_path / "stable.dcm")
+    assert WHAT_IS_MEASURED not in said_of_the_whole(tmp_path / "stable.dcm")
+
+
+def said_of_the_whole(path):
+    group = highdicom.sr.srread(path).content.get_image_measurement_groups()[0]
+    return [child.TextValue for child in group[0].ContentSequence if "TextValue" in child]
 
 
 @pytest.mark.parametrize("kind", VOLUMES)

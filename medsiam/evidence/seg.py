@@ -28,6 +28,8 @@ COLOURS = {
     "resolved": (0x56, 0xB4, 0xE9),
 }
 
+WHAT_IS_MARKED = "Place of change; sizes in both scans stand in the report"
+
 
 def segmentation(case: Case) -> Segmentation | None:
     """The findings as a binary Segmentation, None where there are none: it must hold a segment."""
@@ -53,6 +55,8 @@ def segmentation(case: Case) -> Segmentation | None:
         series_description="medsiam findings (research use)",
         **moments(case),
     )
+    for segment in made.SegmentSequence:
+        segment.SegmentDescription = WHAT_IS_MARKED
     complete(made, case)
     if is_flat:
         made.PatientOrientation = ""

@@ -53,8 +53,13 @@ from medsiam.evidence.case import (
 from medsiam.evidence.seg import complete, moments, segment_label
 from medsiam.volume import Grid
 
-# One ml of a radiograph's findings stands for this many square millimetres: its
+# Digits after the point of an interval in days.
 LONGEST_DAYS_TEXT = 3
+
+WHAT_IS_MEASURED = (
+    "Volumes are of the whole changed structure in each scan; the segments mark where it changed, "
+    "and their own volumes are others."
+)
 
 
 def structured_report(
@@ -200,7 +205,8 @@ def _whole_scan(case: Case) -> MeasurementsAndQualitativeEvaluations:
         measurements=[_volume(name, value) for name, value in told if value is not None],
         qualitative_evaluations=verdict,
     )
-    for text in (comparison.summary, *comparison.notes, RESEARCH_USE):
+    measured = (WHAT_IS_MEASURED,) if any(f.delta_ml is not None for f in comparison.findings) else ()
+    for text in (comparison.summary, *comparison.notes, *measured, RESEARCH_USE):
         group[0].ContentSequence.append(_comment(text))
     return group
 
