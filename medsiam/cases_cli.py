@@ -22,6 +22,7 @@ from medsiam.console import (
     WeightsOption,
     answers_with_exit_code,
     check_device,
+    formats_of,
     native_noise_hidden,
 )
 from medsiam.errors import InputRefused
@@ -282,6 +283,9 @@ def search(
     controls: Annotated[int, typer.Option(min=0, max=100, help="Random cases beside.")] = 10,
     device: DeviceOption = "auto",
     weights: WeightsOption = None,
+    formats: Annotated[
+        str, typer.Option(metavar="LIST", help="json, html; nothing of a search is nifti or dicom.")
+    ] = "json,html",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -293,6 +297,7 @@ def search(
     Example: medsiam search 2024-05/ --index cases/ --out similar/ --where "modality = 'MR'"
     """
     check_device(device)
+    wanted = formats_of(formats)
     place_mm = _place(at)
     from medsiam.cases.search import Wish  # torch, only now
     from medsiam.report.search_writer import write_search
@@ -311,13 +316,13 @@ def search(
             weights=weights,
             device=device,
         )
-        files = write_search(outcome, out)
+        files = write_search(outcome, out, formats=wanted)
     if as_json:
         typer.echo((out / files["json"]).read_text(encoding="utf-8"), nl=False)
         return
     for line in _found_lines(outcome):
         typer.echo(line)
-    typer.echo(f"report: {out / files['html']}")
+    typer.echo(f"report: {out / files.get('html', files['json'])}")
 
 
 def _place(text: str) -> tuple[float, float, float] | None:

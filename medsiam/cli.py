@@ -282,6 +282,10 @@ def train(
     ],
     out: OutOption,
     device: DeviceOption = "auto",
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, max=2**31 - 1, help="Instead of the seed in CONFIG."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse the manifest where one scan cannot be read.")
     ] = False,
@@ -299,7 +303,7 @@ def train(
     from medsiam.training.train import train as train_encoder  # torch, only now
 
     with _training_bar() as progress:
-        trained = train_encoder(config, out, device=device, strict=strict, progress=progress)
+        trained = train_encoder(config, out, device=device, seed=seed, strict=strict, progress=progress)
     if as_json:
         typer.echo((out / "training.json").read_text(encoding="utf-8"), nl=False)
         return

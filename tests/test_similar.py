@@ -133,6 +133,22 @@ def found(out):
     return report
 
 
+@pytest.mark.parametrize(
+    ("formats", "files"),
+    [
+        ("json", ["search.csv", "search.json"]),
+        ("json,html,nifti", ["search.csv", "search.html", "search.json"]),
+    ],
+)
+def test_a_search_writes_the_formats_that_are_asked_for(archive, weights, index, tmp_path, formats, files):
+    """The tables always; an earlier page does not stay beside newer tables."""
+    assert search(archive, index, weights, tmp_path).exit_code == 0
+    told = search(archive, index, weights, tmp_path, "--formats", formats)
+    assert told.exit_code == 0 and files[-1 if "html" not in formats else 1] in told.stdout
+    assert sorted(each.name for each in tmp_path.iterdir() if each.name.startswith("search.")) == files
+    assert search(archive, index, weights, tmp_path, "--formats", "pdf").exit_code == 2
+
+
 def test_adding_again_changes_nothing_and_reads_nothing(archive, table, weights, index):
     """Files that have not changed are skipped by their size and time."""
     again = told("index", "add", archive, "--index", index, "--labels", table, "--weights", weights)

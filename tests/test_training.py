@@ -106,6 +106,14 @@ def drawn_batch(seed=0, people=3):
     )
 
 
+def test_a_seed_of_the_command_stands_for_the_settings_own(scans, tmp_path):
+    """The same seed from either place gives the same weights; another seed gives others."""
+    own = train(recipe(scans, seed=7), tmp_path / "own", device="cpu")
+    given = train(recipe(scans, seed=3), tmp_path / "given", device="cpu", seed=7)
+    other = train(recipe(scans, seed=7), tmp_path / "other", device="cpu", seed=8)
+    assert own.encoder_id == given.encoder_id != other.encoder_id
+
+
 def test_a_training_leaves_weights_curves_and_a_summary(scans, tmp_path):
     """The weights load, the curves have a row per report, and the summary counts what was used."""
     trained = train(recipe(scans), tmp_path / "run", device="cpu")

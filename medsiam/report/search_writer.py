@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from medsiam.cases.search import SearchOutcome
@@ -14,8 +15,12 @@ SEARCH_HTML = "search.html"
 SEARCH_CSV = "search.csv"
 
 
-def write_search(outcome: SearchOutcome, folder: Path) -> dict[str, str]:
+def write_search(
+    outcome: SearchOutcome, folder: Path, *, formats: Collection[str] = ("json", "html")
+) -> dict[str, str]:
     """The written files, name -> path relative to the folder.
+
+    formats  whether there is a page too; the tables (json, csv) always are
 
     An earlier search in the folder is replaced, and the report of a refusal; everything else stays.
     Raises as write_comparison does.
@@ -24,6 +29,8 @@ def write_search(outcome: SearchOutcome, folder: Path) -> dict[str, str]:
     names = (*SEARCH_FILES, REPORT) if holds_refusal(folder) else SEARCH_FILES
     with placed_whole(folder, names) as stage:
         (stage / SEARCH_CSV).write_text(search_csv(outcome), encoding="utf-8", newline="")
-        (stage / SEARCH_HTML).write_text(render_search(outcome, told), encoding="utf-8", newline="\n")
+        if "html" in formats:
+            (stage / SEARCH_HTML).write_text(render_search(outcome, told), encoding="utf-8", newline="\n")
         (stage / SEARCH).write_text(to_text(told), encoding="utf-8", newline="\n")
-    return {"json": SEARCH, "html": SEARCH_HTML, "csv": SEARCH_CSV}
+    page = {"html": SEARCH_HTML} if "html" in formats else {}
+    return {"json": SEARCH, **page, "csv": SEARCH_CSV}

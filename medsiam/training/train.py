@@ -82,17 +82,21 @@ def train(
     out: str | Path,
     *,
     device: str = "auto",
+    seed: int | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Trained:
     """The trained encoder's place and figures.
 
+    seed      instead of the settings' own
     strict    whether one unreadable scan stops it all
     progress  told step, steps and the latest figures
 
     Raises ConfigRefused, TrainingRefused and whatever reading refuses under `strict`.
     """
     settings = _settings(Path(config))
+    if seed is not None:
+        settings = replace(settings, seed=seed)
     process = _process(device)
     try:
         return _Run(settings, Path(out), process, strict).go(progress)
