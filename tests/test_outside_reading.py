@@ -11,9 +11,11 @@ from medsiam.cases.labels import read_labels
 from medsiam.cases.region import MOST_POINTS, ball_region
 from medsiam.choices import is_device
 from medsiam.encoding.weights import load_encoder
-from medsiam.errors import ArchiveRefused, IndexRefused, InputRefused, NotComparable
+from medsiam.errors import ArchiveRefused, IndexRefused, InputRefused, NotComparable, WeightsRefused
+from medsiam.pacs.exchange import send_folder
 from medsiam.pacs.opening import open_archive
 from medsiam.pacs.settings import PacsSettings
+from medsiam.report.digests import verify
 from medsiam.trajectory import follow
 from medsiam.volume import Acquisition, Grid, Volume
 from medsiam.voxel_net import _box_mean, local_contrast
@@ -50,6 +52,23 @@ def test_what_is_no_volume_is_a_type_error_of_the_encoder(thing):
     """And not an attribute that some inner thing lacks."""
     with pytest.raises(TypeError, match="Volume"):
         load_encoder(spatial_dims=3)(thing)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800"])
+def test_weights_of_a_name_that_no_file_can_have_are_refused(name):
+    """The longest was an error of the operating system."""
+    with pytest.raises(WeightsRefused, match="check the path"):
+        load_encoder(name)
+
+
+def test_a_folder_that_is_not_there_is_told_as_such(tmp_path):
+    """And not as one that holds nothing; an empty one is."""
+    archive = object()
+    for use in (verify, lambda folder: send_folder(archive, folder)):
+        with pytest.raises(InputRefused, match="there is no folder"):
+            use(tmp_path / "gone")
+        with pytest.raises(InputRefused, match="holds n"):
+            use(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["", "  ", "a\0b"])

@@ -156,6 +156,16 @@ def test_indeterminate_says_why():
     assert "nothing can be set side by side" in text and "only 4 % are seen by both" in text
 
 
+@pytest.mark.parametrize(("modality", "part"), [("", ""), ("", "HEAD"), ("MR", ""), ("MR", "HEAD")])
+def test_the_header_says_what_is_not_told(modality, part):
+    """It began with a lone dot where neither modality nor body part was known."""
+    comparison = maker.stable()
+    scan = comparison.current
+    told = replace(scan, acquisition=replace(scan.acquisition, modality=modality, body_part=part))
+    text = " ".join(Parsed(page(replace(comparison, current=told))).text.split())
+    assert " ".join(filter(None, (modality or "modality not told", part, "· prior"))) in text
+
+
 def test_a_pair_that_was_never_laid_on_each_other_still_makes_a_page():
     """No prior on the current's grid at all, and no matrix."""
     nothing = np.full((24, 48, 48), np.nan, np.float32)

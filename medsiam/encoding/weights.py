@@ -139,7 +139,13 @@ def _resolved(name_or_file: str | Path | None, spatial_dims: int | None) -> tupl
 
 
 def _read(path: Path, expected_sha256: str | None) -> Encoder:
-    if path.is_dir() or path.suffix.lower() == ".zip":
+    try:
+        is_bundle = path.is_dir() or path.suffix.lower() == ".zip"
+    except OSError as error:
+        raise WeightsRefused(
+            f"{path.name[:80]!r} is no name of a file with weights; check the path"
+        ) from error
+    if is_bundle:
         return load_bundle(path)
     if path.suffix.lower() in ENDINGS:
         return encoder_from(read_checkpoint(path), f"{path.name} (a pickle)")

@@ -71,6 +71,8 @@ def send_folder(archive: Archive, folder: Path) -> Stored:
 
     Raises InputRefused where there are none, ArchiveRefused where the archive fails.
     """
+    if not folder.is_dir():
+        raise InputRefused(f"there is no folder {folder}; check the path")
     home = folder / EVIDENCE if (folder / EVIDENCE).is_dir() else folder
     paths = sorted(path for path in home.rglob("*.dcm") if path.is_file())
     if not paths:

@@ -94,6 +94,8 @@ def _listed(folder: Path) -> Mapping[str, str]:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         raise ResultDamaged(f"{folder / name} cannot be read; make the result again")
+    if not folder.is_dir():
+        raise ResultDamaged(f"there is no folder {folder}; check the path")
     raise ResultDamaged(
         f"{folder} holds neither {MANIFEST} nor {DIGESTS}, so nothing tells what its files were; name the "
         "folder of a result, or end the batch"
