@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
+from numpy.typing import NDArray
 from torch import nn
 
 CHANNELS = (8, 16, 32, 64)
@@ -85,18 +87,20 @@ def local_contrast(image: torch.Tensor) -> torch.Tensor:
 def _box_mean(image: torch.Tensor, size: int) -> torch.Tensor:
     """Mean over a cube, one axis after the other; at the rim over what there is."""
     for axis in (2, 3, 4):
-        count = image.shape[axis]
-        image = torch.tensordot(image, _window_means(count, size // 2).to(image), dims=([axis], [1]))
-        image = image.movedim(-1, axis)
+        means = torch.from_numpy(_window_means(int(image.shape[axis]), size // 2)).to(image)
+        image = torch.tensordot(image, means, dims=([axis], [1])).movedim(-1, axis)
     return image
 
 
 @lru_cache(maxsize=16)
-def _window_means(count: int, reach: int) -> torch.Tensor:
-    """(count, count): each row's mean over the voxels within reach of its own."""
-    place = torch.arange(count)
-    near = ((place[:, None] - place).abs() <= reach).float()
-    return near / near.sum(1, keepdim=True)
+def _window_means(count: int, reach: int) -> NDArray[np.float32]:
+    """(count, count): each row's mean over the voxels within reach of its own.
+
+    No tensor: one made while a network is traced or in inference could not be used again elsewhere.
+    """
+    place = np.arange(count)
+    near = np.abs(place[:, None] - place) <= reach
+    return (near / near.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _conv(source: int, target: int, strides: int = 1) -> nn.Module:

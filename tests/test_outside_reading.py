@@ -18,7 +18,7 @@ from medsiam.pacs.settings import PacsSettings
 from medsiam.report.digests import verify
 from medsiam.trajectory import follow
 from medsiam.volume import Acquisition, Grid, Volume
-from medsiam.voxel_net import _box_mean, local_contrast
+from medsiam.voxel_net import VoxelNet, _box_mean, local_contrast
 
 KEY = b"0" * 32
 
@@ -38,6 +38,24 @@ def test_a_mean_over_a_short_axis_is_over_what_there_is(size):
     expected = [float(line[max(0, k - reach) : k + reach + 1].mean()) for k in range(5)]
     assert got.tolist() == pytest.approx(expected)
     assert torch.isfinite(local_contrast(torch.rand(1, 1, 1, 20, 20))).all()
+
+
+def test_the_network_learns_after_it_was_used_and_is_as_exact_in_half_precision():
+    """What inference keeps must serve a training; in bfloat16 a variance is otherwise noise."""
+    image = torch.rand(1, 1, 24, 24, 24)
+    with torch.inference_mode():
+        local_contrast(image.clone())
+    asked = image.clone().requires_grad_()
+    local_contrast(asked).sum().backward()
+    assert bool(torch.isfinite(asked.grad).all())
+    net = VoxelNet(2)
+    seen = []
+    net.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        net(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            net(image)
+    assert torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.parametrize("shape", [(3, 128, 128), (2, 2, 2), (40, 50, 60)])
