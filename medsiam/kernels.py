@@ -106,6 +106,23 @@ def normal_sums(
     return sums.sum(axis=0)
 
 
+def product_sums(features: Array, target: Array, weight: Array, block: int) -> Array:
+    """What a weighted least-squares fit of a target (K, J, I) to features (C, K, J, I) adds up.
+
+    For each feature its product with the target, then with itself and each later one, all times
+    the weight, summed over blocks of voxels along K and J: (C (C + 3) / 2, K / block, J / block, I),
+    the last blocks shorter.
+    """
+    count, depth, height, width = features.shape
+    out = np.zeros((count * (count + 3) // 2, -(-depth // block), -(-height // block), width), np.float32)
+    _shared(
+        out.shape[1],
+        len(out) * weight.size,
+        lambda a, b: _product_sums(features, target, weight, block, out, a, b),
+    )
+    return out
+
+
 def interpolated(field: Array, places: Array, values: Array) -> Array:
     """values(places), places rising, read at each element of a field, constant beyond both ends."""
     flat, out = field.reshape(-1), np.empty(field.size, dtype=np.float32)
@@ -301,6 +318,29 @@ def _normal_sums(  # type: ignore[no-untyped-def]
                             sums[k, 4 * r + c, 4 * q + d] += (
                                 p[0] * o[0] * t[0] + (p[0] * o[1] + p[1] * o[0]) * t[1] + p[1] * o[1] * t[2]
                             )
+
+
+@compiled
+def _product_sums(features, target, weight, block, out, first, last):  # type: ignore[no-untyped-def]
+    count, depth, height, width = features.shape
+    weighted = np.empty(width, np.float32)
+    for k in range(first * block, min(last * block, depth)):
+        for j in range(height):
+            sums, wanted, trust = out[:, k // block, j // block], target[k, j], weight[k, j]
+            n = 0
+            for r in range(count):
+                one = features[r, k, j]
+                for i in range(width):
+                    weighted[i] = trust[i] * one[i]
+                made = sums[n]
+                for i in range(width):
+                    made[i] += weighted[i] * wanted[i]
+                for c in range(r, count):
+                    n += 1
+                    made, other = sums[n], features[c, k, j]
+                    for i in range(width):
+                        made[i] += weighted[i] * other[i]
+                n += 1
 
 
 @compiled

@@ -83,7 +83,7 @@ def test_a_scan_against_itself_is_stable(before):
     assert same.verdict == "stable"
     assert same.findings == ()
     assert same.change.p_value == 1.0
-    assert same.change.score == 0.0
+    assert same.change.score == same.change.appearing_ml == 0.0
 
 
 def test_a_scan_against_itself_moved_is_stable(before):
@@ -140,6 +140,8 @@ def test_a_sliver_of_the_other_scan_gives_no_verdict(before):
     for pair in ((sliver, before), (before, sliver)):
         comparison = compare(*pair)
         assert comparison.verdict == "indeterminate" and comparison.registration.quality != "good"
+        # "0 ml" would read as no change.
+        assert comparison.findings == () and comparison.change.appearing_ml is None
 
 
 def test_two_modalities_are_refused(before):

@@ -193,3 +193,26 @@ def test_stretching_agrees_with_torch(corners: bool, few: tuple[int, int, int]) 
     theirs = functional.interpolate(field[None], size=shape, mode="trilinear", align_corners=corners)[0]
     assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-5)
     assert theirs.std() > 0.1
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_the_sums_of_a_fit_are_those_of_products_one_by_one(
+    block: int, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of two axes, the last ones shorter, whoever shares the work."""
+    monkeypatch.setattr(kernels, "WORTH_THREADS", 0)
+    random = np.random.default_rng(9)
+    features = random.normal(size=(3, 7, 10, 33)).astype(np.float32)
+    target, weight = (random.random((7, 10, 33)).astype(np.float32) for _ in range(2))
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(kernels.product_sums(features, target, weight, block))
+    products = []
+    for row, feature in enumerate(features):
+        products += [weight * feature * other for other in (target, *features[row:])]
+    expected = np.stack(products)
+    for axis in (1, 2):
+        expected = np.add.reduceat(expected, np.arange(0, expected.shape[axis], block), axis=axis)
+    assert found[0].shape == expected.shape == (9, -(-7 // block), -(-10 // block), 33)
+    assert np.allclose(found[0], expected, atol=1e-4) and np.array_equal(*found)

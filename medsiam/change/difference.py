@@ -81,9 +81,9 @@ ONSET_WIDTH = 0.5
 PURE = 0.5
 # Fewer such voxels tell nothing of a tissue.
 FEWEST_PURE = 100
-# The fit of what the protocols changed: voxels it is made on, rounds of re-weighting, the width
-# (voxels) over which a tissue tells on its neighbours, and what keeps it solvable.
-FIT_SAMPLES, FIT_ROUNDS, KIND_SIGMA_VOXELS, RIDGE = 60_000, 4, 2.0, 1e-6
+# The fit of what the protocols changed: rounds of re-weighting, the width (voxels) over which a
+# tissue tells on its neighbours, and what keeps it solvable.
+FIT_ROUNDS, KIND_SIGMA_VOXELS, RIDGE = 4, 2.0, 1e-6
 # FLAIR: fluid at most, and grey matter at least, this share of white matter's value.
 DARK_FLUID, BRIGHT_GREY = 0.9, 1.05
 FLUID, GREY, WHITE = 1, 2, 3
@@ -140,7 +140,7 @@ def _without_protocol(contrast: Field, mean: Field, pair: Pair, tissue: Field) -
     parts += [torch.ones_like(mean), mean, mean * mean]
     for share, spread in () if pair.tissue_kinds is None else _tissues(pair.tissue_kinds, mean.device):
         parts += [share, spread, share * mean]
-    some = some_of(tissue, FIT_SAMPLES)
+    some = some_of(tissue)
     rows = torch.stack([some(part) for part in parts], dim=1).double()
     weights = _robust_weights(rows, some(contrast).double())
     left = contrast.clone()

@@ -83,8 +83,10 @@ def judge_change(pair: Pair, change: MeasuredChange | None, settings: FindingSet
         nothing = np.zeros(shape, np.float32), np.zeros(shape, np.uint16)
         return Judged(verdict, reason, NOT_MEASURED, (), *nothing, laid)
     found = change.measured.found
+    # No millilitre found where none could be told would read as no change.
+    unseen = verdict == "indeterminate" and not found.findings
     told = replace(
-        figures(found),
+        replace(NOT_MEASURED, p_value=found.p_value) if unseen else figures(found),
         smallest_detectable_ml=change.floor.smallest_ml,
         order_reversal_error=change.order_reversal.error,
     )

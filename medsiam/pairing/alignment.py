@@ -26,8 +26,8 @@ from medsiam.volume import Grid, Matrix
 TUKEY_CUTOFF = 4.685
 # Fewer voxels than this tell no motion.
 FEWEST_VOXELS = 100
-# Updates below this many mm at the rim of a head end a level.
-SETTLED_MM = 0.003
+# Updates below this share of a voxel at the rim of a head end a level; the next would be a third of it.
+SETTLED_VOXELS = 0.005
 # Half the extent of a head in mm: scales the linear part like the shift.
 LEVER_MM = 80.0
 # Local correlations are taken over about this Gaussian sigma.
@@ -109,7 +109,7 @@ def align(
         step = _step(prior, current, half, grid, basis, signed)
         prior_from_current = half @ exponential(step) @ half
         half = half_of(prior_from_current)
-        if _reach_mm(step, grid.centre_mm) < SETTLED_MM:
+        if _reach_mm(step, grid.centre_mm) < SETTLED_VOXELS * spacing_mm:
             break
     return prior_from_current
 

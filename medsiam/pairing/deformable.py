@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy import fft
 
-from medsiam.kernels import looked_up
+from medsiam.kernels import looked_up, product_sums
 from medsiam.pairing.intensity import median, thinned
 from medsiam.sampling import Field, smooth, stretched
 
@@ -37,6 +37,8 @@ AROUND_MM, AROUND = 1.5, 0.25
 SURFACE_MM = 1.0
 # Atrophy differs from place to place by this factor (deviation of its logarithm).
 UNEVEN = 0.5
+# Voxels whose products are added up together along two axes: far fewer than a window holds.
+BLOCK = 2
 # Fluid takes up what tissue near it gives, over this sigma.
 SHARED_MM = 6.0
 
@@ -101,14 +103,17 @@ class Windows:
             nodes = nodes - (nodes[-1] - place[-1]) / 2.0
             away = nodes[:, None] - place[None, :]
             gaussian = np.exp(-0.5 * (away / settings.window_mm) ** 2)
+            if len(self.gather) < 2:  # a sum over a block counts as if it lay evenly in it
+                starts = np.arange(0, size, BLOCK)
+                gaussian = np.add.reduceat(gaussian, starts, axis=1) / np.diff([*starts, size])
             linear = np.clip(1.0 - np.abs(away.T) / settings.node_mm, 0.0, None)
             linear /= linear.sum(axis=1, keepdims=True)
             self.gather.append(torch.from_numpy(gaussian.astype(np.float32)))
             self.spread.append(torch.from_numpy(linear.astype(np.float32)))
 
-    def sums(self, field: Field) -> Field:
-        """Weighted sums of a field (K, J, I) in the window of each node."""
-        return _mapped(self.gather, field)
+    def sums(self, blocks: Field) -> Field:
+        """Weighted sums in the window of each node, of fields (C, k, j, I) summed over blocks of K and J."""
+        return _mapped(self.gather, blocks)
 
     def between(self, values: Field) -> Field:
         """Values (C, nodes …) at every voxel, linear between the nodes."""
@@ -221,18 +226,19 @@ def _fitted(
 def _solved(features: Field, target: Field, weight: Field, windows: Windows) -> Field:
     """Weighted least squares at each node: (C, nodes …) coefficients of the features."""
     count = len(features)
-    sums: dict[tuple[int, int], Field] = {}
-    right = []
-    for row in range(count):
-        weighted = weight * features[row]
-        right.append(windows.sums(weighted * target))
-        for column in range(row, count):
-            sums[row, column] = windows.sums(weighted * features[column])
-    rows = [[sums[min(r, c), max(r, c)] for c in range(count)] for r in range(count)]
-    matrix = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2).double()
+    products = product_sums(*(field.contiguous().numpy() for field in (features, target, weight)), BLOCK)
+    sums = windows.sums(torch.from_numpy(products)).double()
+    # In the order of `product_sums`: of each row the right side, then the upper half of the matrix.
+    starts = [row * (2 * count + 3 - row) // 2 for row in range(count)]
+    right = sums[starts]
+    rows, columns = np.triu_indices(count)
+    upper = [starts[row] + 1 + column - row for row, column in zip(rows, columns, strict=True)]
+    places = np.zeros((count, count), dtype=np.int64)
+    places[rows, columns] = places[columns, rows] = upper
+    matrix = sums[torch.from_numpy(places)].permute(2, 3, 4, 0, 1)
     power = matrix.diagonal(dim1=-2, dim2=-1).amax((0, 1, 2))
     matrix = matrix + torch.diag_embed(RIDGE * power + 1e-12)
-    solved: Field = torch.linalg.solve(matrix, torch.stack(right, dim=-1).double()).float()
+    solved: Field = torch.linalg.solve(matrix, right.permute(1, 2, 3, 0)).float()
     return solved.permute(3, 0, 1, 2)
 
 
