@@ -32,11 +32,15 @@ COLUMNS = 2048
 
 
 def compiled(function: Callable[..., None]) -> Any:
-    """A loop as machine code, kept beside its source or, where that is read-only, in the user's cache."""
+    """A loop as machine code, kept beside its source or, where that is read-only, in the user's cache.
+
+    A product and the sum it goes into may be rounded once together, as the processor does fastest.
+    """
+    how: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
-        return numba.njit(function, nogil=True, error_model="numpy", cache=True)
+        return numba.njit(function, **how, cache=True)
     except RuntimeError:  # nowhere to keep it
-        return numba.njit(function, nogil=True, error_model="numpy")
+        return numba.njit(function, **how)
 
 
 def resampled(

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from medsiam.change import injection
-from medsiam.change.certificate import Measured, erase_test
+from medsiam.change.certificate import BEYOND_MM, EDGE_MM, Measured, _with_prior_at, erase_test
 from medsiam.change.difference import measure_difference
 from medsiam.change.findings import find_candidates, find_changes
 from medsiam.change.injection import InjectionSettings, injected, volume_found_with
@@ -205,6 +206,18 @@ def test_the_erased_finding_takes_its_change_along(grown, difference):
     assert erased.magnitude > 0.1
     assert erased.all_erased < 0.2 * erased.magnitude
     assert erased.each[0].label == 1
+
+
+def test_places_are_erased_as_one_though_each_has_a_box_of_its_own(grown):
+    """Two that touch, one at the wall of the grid, and a number that none has."""
+    labels = np.zeros(grown.grid.shape, np.int32)
+    labels[10:13, 10:13, 10:13], labels[10:13, 13:16, 11:12], labels[:2, -2:, 20:24] = 1, 2, 4
+    far_mm = ndimage.distance_transform_edt(labels == 0) * float(grown.grid.spacing_mm[-1])
+    share = np.clip((BEYOND_MM + EDGE_MM - far_mm) / EDGE_MM, 0.0, 1.0)
+    expected = share * grown.prior_half + (1.0 - share) * grown.current_half
+    erased = _with_prior_at(grown, labels)
+    assert np.allclose(erased.current_half, expected, atol=1e-5) and 0.0 < share.mean() < 0.5
+    assert np.array_equal(erased.prior_half, grown.prior_half)
 
 
 def test_injected_lesions_have_the_volume_they_claim(grown):

@@ -16,9 +16,16 @@ from scipy import ndimage
 from medsiam.change.comparison import ErasedFinding, EraseTest, OrderReversal
 from medsiam.change.difference import DifferenceMap, measure_difference
 from medsiam.change.figures import figures
-from medsiam.change.findings import FoundChange, find_candidates, find_changes
+from medsiam.change.findings import (
+    Candidates,
+    FindingSettings,
+    FoundChange,
+    find_candidates,
+    find_changes,
+)
 from medsiam.change.noise_floor import StepSettings
 from medsiam.change.noise_rate import NoiseRate
+from medsiam.change.volumes import widened
 from medsiam.pairing.motion import mean_distance_mm
 from medsiam.pairing.values import Pair
 from medsiam.sampling import sample
@@ -33,11 +40,23 @@ class Measured:
     found: FoundChange
 
 
-def measured(pair: Pair, noise: NoiseRate, steps: StepSettings, device: torch.device) -> Measured:
-    """What is found in a pair whose noise rate is known."""
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """A pair and its candidates, before its noise rate is known."""
+
+    pair: Pair
+    difference: DifferenceMap
+    candidates: Candidates
+
+    def at(self, noise: NoiseRate, settings: FindingSettings) -> Measured:
+        """What is found at this noise rate."""
+        return Measured(self.pair, self.difference, find_changes(self.pair, self.candidates, noise, settings))
+
+
+def searched(pair: Pair, steps: StepSettings, device: torch.device) -> Searched:
+    """The candidates of a pair."""
     difference = measure_difference(pair, steps.difference, device)
-    candidates = find_candidates(pair, difference, steps.findings)
-    return Measured(pair, difference, find_changes(pair, candidates, noise, steps.findings))
+    return Searched(pair, difference, find_candidates(pair, difference, steps.findings))
 
 
 # A finding is replaced this far beyond its voxels, over a soft edge of the second length.
@@ -95,21 +114,28 @@ def erase_test(
     """
     found = told.found
 
-    def left(place: NDArray[np.bool_]) -> float:
-        erased = measured(_with_prior_at(told.pair, place), noise, steps, device)
+    def left(labels: NDArray[np.int32]) -> float:
+        erased = searched(_with_prior_at(told.pair, labels), steps, device).at(noise, steps.findings)
         return figures(erased.found).magnitude or 0.0
 
     labels = [finding.label for finding in found.findings]
-    whole = left(found.labels > 0) if labels else 0.0
+    whole = left(found.labels) if labels else 0.0
     each = [
-        ErasedFinding(label, whole if len(labels) == 1 else left(found.labels == label))
+        ErasedFinding(label, whole if len(labels) == 1 else left((found.labels == label).astype(np.int32)))
         for label in labels[:most]
     ]
     return EraseTest(figures(found).magnitude or 0.0, whole, tuple(each))
 
 
-def _with_prior_at(pair: Pair, place: NDArray[np.bool_]) -> Pair:
-    """The pair whose current scan shows the prior at a place, with a soft edge."""
-    far_mm = ndimage.distance_transform_edt(~place) * float(pair.grid.spacing_mm[-1])
-    share = np.clip((BEYOND_MM + EDGE_MM - far_mm) / EDGE_MM, 0.0, 1.0).astype(np.float32)
+def _with_prior_at(pair: Pair, labels: NDArray[np.int32]) -> Pair:
+    """The pair whose current scan shows the prior wherever a place is labelled, with a soft edge."""
+    spacing_mm = float(pair.grid.spacing_mm[-1])
+    margin = int(np.ceil((BEYOND_MM + EDGE_MM) / spacing_mm))
+    share = np.zeros(pair.grid.shape, dtype=np.float32)
+    for label, near in enumerate(ndimage.find_objects(labels), start=1):
+        box = widened(near, margin, pair.grid.shape, flat=pair.grid.is_flat) if near else ()
+        if box:
+            far_mm = ndimage.distance_transform_edt(labels[box] != label) * spacing_mm
+            own = np.clip((BEYOND_MM + EDGE_MM - far_mm) / EDGE_MM, 0.0, 1.0)
+            share[box] = np.maximum(share[box], own)
     return replace(pair, current_half=share * pair.prior_half + (1.0 - share) * pair.current_half)

@@ -188,8 +188,10 @@ def find_changes(
     renumbered = np.zeros(candidates.labels.max() + 1, dtype=np.int32)
     renumbered[[candidate.label for candidate in kept]] = np.arange(1, len(kept) + 1)
     ordered = renumbered[candidates.labels]
+    boxes = ndimage.find_objects(ordered)
     findings = tuple(
-        _finding(n, candidate, noise, ordered, pair, settings) for n, candidate in enumerate(kept, start=1)
+        _finding(n, candidate, noise, ordered, boxes[n - 1], pair, settings)
+        for n, candidate in enumerate(kept, start=1)
     )
     p_whole = noise.any_in_scan(ranked[0].strength) if ranked else 1.0
     return FoundChange(findings, ordered, tuple(candidate.sign for candidate in kept), p_whole)
@@ -234,10 +236,12 @@ def _finding(
     candidate: Candidate,
     noise: NoiseRate,
     labels: NDArray[np.int32],
+    box: tuple[slice, ...],
     pair: Pair,
     settings: FindingSettings,
 ) -> Finding:
-    half_mm = pair.grid.world(_middle(np.argwhere(labels == n))[None])
+    places = np.argwhere(labels[box] == n) + [along.start for along in box]
+    half_mm = pair.grid.world(_middle(places)[None])
     centre = transform(pair.current_from_half, half_mm)[0]
     return Finding(
         label=n,

@@ -17,7 +17,7 @@ from medsiam.change.brain_volume import (
     BrainVolumeSettings,
     measure_brain_volume_change,
 )
-from medsiam.change.certificate import Measured, erase_test, measured, order_reversal, reversal_doubt
+from medsiam.change.certificate import Measured, erase_test, order_reversal, reversal_doubt, searched
 from medsiam.change.comparison import EraseTest, NoiseFloor, OrderReversal
 from medsiam.change.dense import agreement, dense_change, why_no_dense
 from medsiam.change.difference import measure_difference
@@ -77,18 +77,19 @@ def measure_change(
 ) -> MeasuredChange:
     """The change of a pair with its noise floor, its certificates and its brain's volume.
 
-    reversed_pair  the pair made anew with prior and current exchanged; asked for last
+    reversed_pair  gives the pair made anew with prior and current exchanged, once it is there
     told           hears what is being done
     """
     steps = settings.steps
     told("measuring change")
-    difference = measure_difference(pair, steps.difference, device)
     most = MOST_ERASED_FAST if settings.fast else MOST_ERASED
     with side_by_side(2) as pool:
         # What needs no noise floor begins first, so that no core waits at the end.
         volume = pool.submit(
             measure_brain_volume_change, pair, settings.brain_volume, seed=seed, device=device
         )
+        turned = pool.submit(lambda: searched(reversed_pair(), steps, device))
+        difference = measure_difference(pair, steps.difference, device)
         floor = measure_noise_floor(
             pair,
             difference,
@@ -102,9 +103,9 @@ def measure_change(
         found = find_changes(pair, floor.candidates, floor.rate, steps.findings)
         forward = Measured(pair, difference, found)
         told("comparing from current to prior, erasing what was found, measuring brain volume")
-        backward = pool.submit(lambda: measured(reversed_pair(), floor.rate, steps, device))
         erasing = pool.submit(erase_test, forward, floor.rate, steps, device, most=most)
-        reversal = order_reversal(forward, backward.result(), steps.findings.threshold)
+        backward = turned.result().at(floor.rate, steps.findings)
+        reversal = order_reversal(forward, backward, steps.findings.threshold)
         erased, brain_volume = erasing.result(), volume.result()
     shown, note = _shown(forward, device, fast=settings.fast)
     doubt = reversal_doubt(reversal) or ("" if found.findings else _blind(floor))

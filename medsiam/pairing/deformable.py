@@ -226,7 +226,8 @@ def _fitted(
 def _solved(features: Field, target: Field, weight: Field, windows: Windows) -> Field:
     """Weighted least squares at each node: (C, nodes …) coefficients of the features."""
     count = len(features)
-    products = product_sums(*(field.contiguous().numpy() for field in (features, target, weight)), BLOCK)
+    wanted, trust = (field.contiguous().numpy() for field in (target, weight))
+    products = product_sums(features.numpy(), wanted, trust, BLOCK)
     sums = windows.sums(torch.from_numpy(products)).double()
     # In the order of `product_sums`: of each row the right side, then the upper half of the matrix.
     starts = [row * (2 * count + 3 - row) // 2 for row in range(count)]
