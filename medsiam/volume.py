@@ -126,6 +126,8 @@ class Acquisition:
     acquired       local time of acquisition, None where the file does not tell
     sha256         digest of the input's pixels and geometry
     assumptions    what reading had to assume, each a plain sentence
+    image_numbers  what an archive's viewer calls each slice k: InstanceNumber, or the number of the
+                   frame in its one file; () where not all are told, or two are alike
     protocol       further technique (echo_time_ms, repetition_time_ms,
                    inversion_time_ms, field_strength_t, kernel, slice_thickness_mm,
                    contrast_agent, scanning_sequence, sequence_variant, image_type,
@@ -144,6 +146,7 @@ class Acquisition:
     acquired: datetime | None = None
     sha256: str = ""
     assumptions: tuple[str, ...] = ()
+    image_numbers: tuple[int, ...] = ()
     protocol: dict[str, Any] = field(default_factory=dict)
 
 

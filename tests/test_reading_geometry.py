@@ -51,6 +51,11 @@ def test_no_order_of_files_changes_the_volume(tmp_path_factory, seed, count):
     volume = read(save([slices[n] for n in numbers], tmp_path_factory.mktemp("series")))
     assert volume.grid.is_close(grid)
     assert misplaced_mm(volume) < 0.02
+    assert volume.acquisition.image_numbers == tuple(numbers.tolist())
+
+
+def test_a_number_that_two_slices_share_names_none(tmp_path):
+    assert read(save(classic(InstanceNumber=7), tmp_path)).acquisition.image_numbers == ()
 
 
 def test_slices_numbered_from_the_other_end_give_the_same_volume(tmp_path):
@@ -68,6 +73,7 @@ def test_frames_in_any_order_are_set_in_place(tmp_path):
     volume = read(save(enhanced(grid, order=(3, 0, 4, 2, 1)), tmp_path))
     assert volume.grid.is_close(grid)
     assert misplaced_mm(volume) < 0.02
+    assert volume.acquisition.image_numbers == (2, 5, 4, 1, 3)
 
 
 @given(

@@ -13,6 +13,7 @@ import select
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,21 @@ def test_the_report_opens_without_a_complaint_and_asks_the_network_for_nothing(b
 
     assert browser.complaints() == []
     assert browser.value("document.getElementById('viewer').hidden") is False
+
+
+def test_the_viewer_names_the_archive_s_image_where_it_counts_otherwise(browser, tmp_path):
+    """New lies in slice 13 of 24, the twelfth from the other end."""
+    made = maker.comparison()
+    count = made.current.grid.shape[0]
+    told = replace(made.current.acquisition, image_numbers=tuple(range(count, 0, -1)))
+    write_comparison(
+        replace(made, current=replace(made.current, acquisition=told)), tmp_path, formats=("html",)
+    )
+
+    browser.open(tmp_path / "report.html", fragment="#finding-1")
+    browser.wait_for("document.getElementById('viewer').dataset.finding === '1'")
+
+    assert "slice 13 of 24 (image 12)" in browser.value("document.getElementById('viewer').innerText")
 
 
 def test_the_complaints_are_heard(browser, page, tmp_path):

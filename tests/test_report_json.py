@@ -224,3 +224,13 @@ def test_a_failed_registration_without_a_matrix_can_still_be_told():
 
     assert made["registration"]["prior_from_current"] is None
     assert violations(made) == ()
+
+
+def test_a_finding_tells_the_archive_s_number_of_its_image():
+    """New lies at 4 mm and resolved at -6 mm, on slices of 4 mm."""
+    current = maker.comparison().current
+    numbers = tuple(range(100, 100 + current.grid.shape[0]))
+    numbered = replace(current, acquisition=replace(current.acquisition, image_numbers=numbers))
+
+    assert [found["image_number"] for found in report(current=numbered)["findings"]] == [112, 110]
+    assert [found["image_number"] for found in report()["findings"]] == [None, None]

@@ -219,3 +219,18 @@ def test_two_runs_give_the_same_pictures():
     first, second = (pictures.finding_pictures(pictures.scene_of(made), made.findings[1]) for _ in range(2))
 
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("numbers_from", "name"),
+    [(lambda n: range(1, n + 1), "13/24"), (lambda n: range(n, 0, -1), "13/24 (image 12)")],
+)
+def test_the_archive_s_number_stands_beside_ours_where_it_counts_otherwise(numbers_from, name):
+    """A radiologist scrolls to the instance number, which often runs the other way."""
+    made = maker.comparison()
+    count = made.current.grid.shape[0]
+    told = replace(made.current.acquisition, image_numbers=tuple(numbers_from(count)))
+
+    scene = pictures.scene_of(replace(made, current=replace(made.current, acquisition=told)))
+
+    assert pictures.slice_name(scene, scene.place(made.findings[0])[2]) == name

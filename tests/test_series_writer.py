@@ -122,3 +122,14 @@ def test_a_sheared_grid_is_refused(tmp_path):
     volume = Volume(scans()["MR"].array, Grid(TURNED.shape, sheared), MR)
     with pytest.raises(GeometryRefused, match="sheared"):
         write_series(volume, IDENTITY, tmp_path)
+
+
+def test_slices_keep_the_numbers_by_which_the_archive_knows_them(tmp_path):
+    volume = scans()["MR"]
+    numbers = tuple(range(volume.grid.shape[0], 0, -1))
+    numbered = replace(volume, acquisition=replace(volume.acquisition, image_numbers=numbers))
+
+    written = [pydicom.dcmread(path) for path in write_series(numbered, IDENTITY, tmp_path)]
+
+    assert [ds.InstanceNumber for ds in written] == list(numbers)
+    assert read_volume(tmp_path).acquisition.image_numbers == numbers

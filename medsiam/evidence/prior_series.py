@@ -39,13 +39,14 @@ def write_prior(case: Case, folder: Path) -> tuple[Path, ...]:
 
 
 def _volume(case: Case) -> Volume:
-    """The resampled voxels, with the current's kind and the prior's technique."""
+    """The resampled voxels, with the current's kind and numbers, and the prior's technique."""
     prior, current = case.comparison.prior.acquisition, case.comparison.current.acquisition
     when = f"{prior.acquired:%Y-%m-%d}" if prior.acquired else "without date"
     told = replace(
         prior,
         modality=current.modality,
         body_part=current.body_part,
+        image_numbers=current.image_numbers,
         description=f"Prior {when} on current: {prior.description}"[:LONGEST_DESCRIPTION].strip(" :"),
     )
     return Volume(case.comparison.prior_on_current, case.comparison.current.grid, told)

@@ -274,7 +274,8 @@ def _instance(series: Dataset, volume: Volume, stored: StoredPixels, k: int) -> 
     ds.update(series)
     ds.SOPClassUID = STORAGE[volume.acquisition.modality]
     ds.SOPInstanceUID = derived_uid(series.SeriesInstanceUID, "instance", str(k))
-    ds.InstanceNumber = k + 1
+    numbers = volume.acquisition.image_numbers
+    ds.InstanceNumber = numbers[k] if len(numbers) == volume.grid.shape[0] else k + 1
     if "ImageOrientationPatient" in ds:
         ds.ImagePositionPatient = [_decimal(mm) for mm in volume.grid.world([(k, 0, 0)])[0]]
     ds.PixelData = stored.array[k].astype("<i2" if stored.signed else "<u2").tobytes()

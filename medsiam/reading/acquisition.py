@@ -40,6 +40,16 @@ def acquisition_of(frames: Sequence[Frame], notes: Sequence[str] = ()) -> Acquis
     )
 
 
+def image_numbers(frames: Sequence[Frame]) -> tuple[int, ...]:
+    """The number of each frame in an archive's viewer; () where not all are told, or two are alike."""
+    headers = {id(frame.header) for frame in frames}
+    if len(headers) == 1 and len(frames) > 1:
+        return tuple(frame.number + 1 for frame in frames)
+    told = [frame.header.instance_number for frame in frames]
+    numbers = tuple(number for number in told if number is not None and number >= 0)
+    return numbers if len(set(numbers)) == len(frames) else ()
+
+
 def bare_acquisition(header: Header) -> Acquisition:
     acquired, _ = _acquired([header])
     return Acquisition(

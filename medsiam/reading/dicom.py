@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsiam.errors import GeometryRefused, InputRefused, MedsiamError, Unreadable
-from medsiam.reading.acquisition import acquisition_of, bare_acquisition
+from medsiam.reading.acquisition import acquisition_of, bare_acquisition, image_numbers
 from medsiam.reading.archive import DICOM_ENDINGS, Opener, Source
 from medsiam.reading.entry import SeriesEntry
 from medsiam.reading.geometry import FEWEST_SLICES, Stack
@@ -86,6 +86,7 @@ def read_dicom(entry: SeriesEntry) -> Volume:
         entry.acquisition,
         sha256=digest(values, grid),
         assumptions=(*entry.acquisition.assumptions, *notes),
+        image_numbers=image_numbers(stack.frames),
     )
     return Volume(values, grid, acquisition)
 

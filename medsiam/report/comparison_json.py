@@ -17,6 +17,7 @@ from medsiam.change.comparison import Change, Comparison, EmbeddingDistance, Fin
 from medsiam.pairing.values import Comparability, Registration
 from medsiam.report.measured_json import measured_json
 from medsiam.report.numbers import PLACES_MATRIX, PLACES_ML, PLACES_MM, PLACES_SHARE, places, significant
+from medsiam.report.slices import image_number, shown_slice
 from medsiam.volume import Acquisition, Matrix, Volume
 
 SCHEMA = "medsiam.comparison/1"
@@ -49,7 +50,7 @@ def to_json(
         "comparability": comparability_json(comparison.comparability),
         "registration": registration_json(comparison.registration),
         "change": change_json(comparison.change),
-        "findings": [_finding_json(finding) for finding in comparison.findings],
+        "findings": [_finding_json(finding, comparison) for finding in comparison.findings],
         "embedding": _embedding_json(embedding),
         "similar_cases": list(similar_cases),
         "provenance": _provenance_json(comparison.provenance, comparison.prior, comparison.current),
@@ -187,7 +188,7 @@ def change_json(change: Change | None) -> dict[str, Any]:
     }
 
 
-def _finding_json(finding: Finding) -> dict[str, Any]:
+def _finding_json(finding: Finding, comparison: Comparison) -> dict[str, Any]:
     return {
         "label": int(finding.label),
         "tracking_uid": finding.tracking_uid,
@@ -201,6 +202,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "area_current_percent": places(finding.area_current_percent, PLACES_MM),
         "delta_percent": places(finding.delta_percent, PLACES_MM),
         "zone": finding.zone or None,
+        "image_number": image_number(comparison.current, shown_slice(comparison, finding)),
     }
 
 

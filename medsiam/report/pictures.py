@@ -20,6 +20,7 @@ from medsiam.change.comparison import Comparison, Finding
 from medsiam.report import drawing
 from medsiam.report.display import Box, GreyWindow, View, body_box, view_of, windows_of
 from medsiam.report.drawing import Picture
+from medsiam.report.slices import other_numbers, shown_slice
 from medsiam.volume import Volume
 
 Array = NDArray[Any]
@@ -99,11 +100,8 @@ class Scene:
 
         Its centre; the nearest slice that holds it where the centre's slice does not.
         """
-        x, y, k = self.view.locate(np.array(finding.centre_lps_mm))
-        if (self.comparison.labels[k] == finding.label).any():
-            return x, y, k
-        held = np.flatnonzero((self.comparison.labels == finding.label).any(axis=(1, 2)))
-        return x, y, int(held[np.argmin(np.abs(held - k))]) if held.size else k
+        x, y, _ = self.view.locate(np.array(finding.centre_lps_mm))
+        return x, y, shown_slice(self.comparison, finding)
 
 
 @dataclass(frozen=True)
@@ -196,10 +194,11 @@ def checkerboard_pictures(scene: Scene) -> tuple[Picture, ...]:
 
 
 def slice_name(scene: Scene, k: int) -> str:
-    """A slice's number, counted from one; "" for a radiograph."""
+    """A slice's number, counted from one, and the archive's where that differs; "" for a radiograph."""
     if scene.view.plane == "projection":
         return ""
-    return f"{k + 1}/{scene.view.grid.shape[0]}"
+    numbers = other_numbers(scene.comparison.current)
+    return f"{k + 1}/{scene.view.grid.shape[0]}" + (f" (image {numbers[k]})" if numbers else "")
 
 
 def _in_slice(scene: Scene, k: int) -> str:
@@ -220,7 +219,7 @@ def _place_picture(scene: Scene, field: Box, k: int, alt: str) -> Picture:
     square = Image.new("L", (PANEL_PX, PANEL_PX))
     square.paste(image, ((PANEL_PX - size[0]) // 2, (PANEL_PX - size[1]) // 2))
     drawing.write_edges(square, scene.view.edges)
-    drawing.write(square, (6, 5), slice_name(scene, k), size=13)
+    _write_number(scene, square, k)
     return drawing.as_picture(square, alt)
 
 
@@ -263,7 +262,12 @@ def _size(box: Box, view: View, side: int) -> tuple[tuple[int, int], float]:
 
 def _name_slice(scene: Scene, tile: Image.Image, k: int) -> None:
     drawing.write_edges(tile, scene.view.edges, size=13)
-    drawing.write(tile, (6, 5), slice_name(scene, k), size=13)
+    _write_number(scene, tile, k)
+
+
+def _write_number(scene: Scene, image: Image.Image, k: int) -> None:
+    # In two lines, so that it never reaches the letter in the middle.
+    drawing.write(image, (6, 5), slice_name(scene, k).replace(" (", "\n("), size=13)
 
 
 def _evenly(slices: range, count: int) -> list[int]:

@@ -24,6 +24,7 @@ from medsiam.report import drawing
 from medsiam.report.display import GreyWindow
 from medsiam.report.nifti import MILLIMETRES, RAS_FROM_LPS, SCANNER_SPACE
 from medsiam.report.pictures import Scene
+from medsiam.report.slices import other_numbers
 from medsiam.volume import Matrix
 
 Array = NDArray[Any]
@@ -281,12 +282,14 @@ def _kji_of(frame: _Frame) -> list[int]:
 def _slices(scene: Scene, frame: _Frame) -> dict[str, Any]:
     """Which axis of the turned volume runs through the scan's own slices, and their numbers."""
     axis, direction = frame.orientation[2]
+    numbers = other_numbers(scene.comparison.current)
     return {
         "axis": int(axis),
         "is_reversed": bool(direction < 0),
         "first": scene.slices.start + 1,
         "count": len(scene.slices),
         "of": scene.view.grid.shape[0],
+        "images": [numbers[k] for k in scene.slices] if numbers else None,
     }
 
 

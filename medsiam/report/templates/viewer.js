@@ -162,14 +162,16 @@ function voxelOf(data, at, axis) {
     const parts = [];
     const finding = data.findings.find((one) => one.label === state.finding);
     const number = sliceNumber();
-    if (data.slices.count > 1) parts.push(`slice ${number} of ${data.slices.of}`);
+    const image = data.slices.images?.[number - data.slices.first] ?? null;
+    const name = `slice ${number} of ${data.slices.of}${image === null ? "" : ` (image ${image})`}`;
+    if (data.slices.count > 1) parts.push(name);
     if (finding) parts.push(`finding ${finding.label}, ${finding.kind}`);
     const level = (state.high + state.low) / 2;
     const plain = (value) => (Math.abs(value) >= 100 ? String(Math.round(value)) : value.toPrecision(3));
     parts.push(placeText(), `window ${plain(state.high - state.low)}, level ${plain(level)} ${data.unit}`.trim());
     status.textContent = parts.join(" · ");
     document.getElementById("slice-number").textContent = `${number}/${data.slices.of}`;
-    slider.setAttribute("aria-valuetext", `slice ${number} of ${data.slices.of}`);
+    slider.setAttribute("aria-valuetext", name);
     viewer.dataset.slice = number;
     viewer.dataset.finding = state.finding === null ? "" : state.finding;
     viewer.dataset.place = placeLps().map((mm) => mm.toFixed(2)).join(" ");
