@@ -359,6 +359,7 @@ def _tell_intake(intake: Intake, cases: int, *, as_json: bool) -> None:
         "findings": intake.findings,
         "changes": intake.changes,
         "left_out": intake.left_out,
+        "unmatched_labels": intake.unmatched,
         "refused": [each.as_dict() for each in intake.refused],
         "seconds": round(intake.seconds, 2),
     }
@@ -369,6 +370,12 @@ def _tell_intake(intake: Intake, cases: int, *, as_json: bool) -> None:
         f"{told['new']} new, {told['updated']} updated, {told['unchanged']} unchanged, "
         f"{len(intake.refused)} refused; {cases} cases in the index"
     )
+    if intake.unmatched:
+        typer.echo(
+            f"label table: rows that find none of these scans: {intake.unmatched} (a scan is found by "
+            "series_uid, path, file, or patient, which needs issuer beside it where the scans tell one)",
+            err=True,
+        )
     for each in intake.refused[:MOST_REFUSED_TOLD]:
         typer.echo(f"refused: {each.name[:64]}: {each.spoken}", err=True)
     if len(intake.refused) > MOST_REFUSED_TOLD:

@@ -14,12 +14,15 @@ from typer.testing import CliRunner
 import medsiam
 from medsiam import cli
 from medsiam.cases import CaseIndex
+from medsiam.cases.labels import read_labels
 from medsiam.encoding.encoder import EncoderSettings, TwinEncoder
 from medsiam.encoding.preparation import PreparationSettings
 from medsiam.encoding.weights import save_encoder
 from medsiam.evidence.series import SeriesIdentity, derived_uid, write_series
+from medsiam.reading import SeriesEntry, patient_key
 from medsiam.report.schema import violations
 from medsiam.report.search_json import SCHEMA
+from medsiam.volume import Acquisition
 from tests import phantoms
 
 HOSTILE = "'; drop table scan; -- <script>alert(1)</script>"
@@ -119,6 +122,7 @@ def index(archive, table, weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed") / "cases"
     intake = told("index", "add", archive, "--index", folder, "--labels", table, "--weights", weights)
     assert (intake["new"], intake["changes"], len(intake["refused"])) == (10, 5, 1)
+    assert intake["unmatched_labels"] == 0
     return folder
 
 
@@ -477,6 +481,28 @@ def test_a_label_table_that_is_wrong_is_refused_before_anything_is_read(
     result = run("index", "add", archive, "--index", tmp_path / "c", "--labels", path, "--weights", weights)
     assert result.exit_code == 3 and told_ in result.stderr
     assert not (tmp_path / "c").exists()
+
+
+def test_rows_of_a_label_table_that_find_no_scan_are_told(archive, weights, tmp_path):
+    """A table of other numbers left every label out, and nothing said so. Semicolons are a table's too."""
+    path, out = tmp_path / "labels.csv", tmp_path / "c"
+    path.write_text("patient;grade\nPAT-0000;1\nPAT-1000;2\n")
+    result = run("index", "add", archive / "p0", "--index", out, "--labels", path, "--weights", weights)
+    assert result.exit_code == 0 and "rows that find none of these scans: 1 " in result.stderr
+    listed = told("index", "list", "--index", out)
+    assert [case["labels"] for case in listed] == [{"grade": "1"}] * 2
+
+
+def test_a_patient_of_an_issuer_is_found_by_both(tmp_path):
+    """The key of a number and its issuer is another than that of the number alone."""
+    path, key = tmp_path / "labels.csv", KEY.encode()
+    told = Acquisition(patient_key=patient_key("P1", "HERE", key))
+    entry = SeriesEntry("1.2", (), told, (1, 1, 1), (1.0, 1.0, 1.0), "dicom")
+    for issuer, missed in (("HERE", 0), ("THERE", 1), ("", 1)):
+        path.write_text(f"patient\tissuer\tgrade\nP1\t{issuer}\t2\n")
+        table = read_labels(path, key)
+        assert table.unmatched([entry]) == missed
+        assert (table.of(entry) is None) == bool(missed)
 
 
 def test_nothing_usable_makes_no_index(tmp_path, weights):

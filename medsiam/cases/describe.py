@@ -35,7 +35,7 @@ def scan_case(
         case_id=case_id,
         scan_id=case_id,
         vector=features.embedding,
-        patient_key=acquisition.patient_key or patient_key(table.patient, None, key) or "",
+        patient_key=acquisition.patient_key or patient_key(table.patient, table.issuer, key) or "",
         study_uid=acquisition.study_uid,
         series_uid=acquisition.series_uid,
         sha256=acquisition.sha256,

@@ -69,6 +69,7 @@ class Intake:
 
     skipped   known by their files, and not read
     left_out  localisers, maps and objects that are no scans
+    unmatched rows of the label table that find none of the series
     """
 
     added: Added
@@ -76,6 +77,7 @@ class Intake:
     changes: int
     skipped: int
     left_out: int
+    unmatched: int
     refused: tuple[Refused, ...]
     seconds: float
 
@@ -143,8 +145,8 @@ def add_series(
         progress(skipped + run.finished, len(images))
     changes = run.end()
     return Intake(
-        run.added, run.findings, changes, skipped, len(entries) - len(images), tuple(run.refused),
-        time.monotonic() - began,
+        run.added, run.findings, changes, skipped, len(entries) - len(images), hints.table.unmatched(entries),
+        tuple(run.refused), time.monotonic() - began,
     )  # fmt: skip
 
 

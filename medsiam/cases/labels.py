@@ -1,10 +1,11 @@
 """A table of what is known of scans beside their headers: labels, outcomes, masks.
 
-A CSV with a header line. These columns find the scan, the first that is there:
+A CSV with a header line, of commas, semicolons or tabs. These columns find the scan, the first that is
+there:
 
-    series_uid | path | file | patient
+    series_uid | path | file | patient (with issuer, where the scans tell one)
 
-These tell what a header might not: patient, age, sex, acquired, modality, body_part,
+These tell what a header might not: patient, issuer, age, sex, acquired, modality, body_part,
 scanner, outcome, and mask (a label map of its lesions, relative to the table). Every
 other column is a label. A training manifest will do.
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,10 +27,11 @@ from medsiam.errors import IndexRefused
 from medsiam.reading import SeriesEntry, patient_key
 
 KEY_COLUMNS = ("series_uid", "path", "file", "patient")
-TELLING_COLUMNS = ("age", "sex", "acquired", "modality", "body_part", "scanner", "outcome", "mask")
+TELLING_COLUMNS = ("issuer", "age", "sex", "acquired", "modality", "body_part", "scanner", "outcome", "mask")
 # Of training manifests: they speak of files and folds, not of the patient.
 PASSED_OVER = ("label_map", "label_scheme")
 
+DELIMITERS = (",", ";", "\t")
 LARGEST_TABLE_BYTES = 256 * 2**20
 OLDEST_YEARS = 130.0
 
@@ -38,6 +41,7 @@ class Told:
     """What the table says of one scan; "" and None where it is silent."""
 
     patient: str = ""
+    issuer: str = ""
     sex: str = ""
     acquired: str = ""
     modality: str = ""
@@ -52,6 +56,9 @@ class Told:
     def digest(self) -> str:
         """Of everything it says."""
         told = {**self.__dict__, "labels": dict(self.labels), "mask": str(self.mask or "")}
+        if not self.issuer:
+            # As in indexes that were made before tables told one.
+            del told["issuer"]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
 
 
@@ -63,11 +70,22 @@ class LabelTable:
 
     def of(self, entry: SeriesEntry) -> Told | None:
         """What is told of a found series, None where nothing is."""
-        names = [("series_uid", entry.acquisition.series_uid), ("series_uid", entry.name)]
-        for path in entry.paths:
-            names += [("path", str(path.resolve())), ("file", path.name), ("file", _stem(path.name))]
-        names.append(("patient", entry.acquisition.patient_key or ""))
-        return next((self.rows[name] for name in names if name in self.rows), None)
+        return next((self.rows[name] for name in _names_of(entry) if name in self.rows), None)
+
+    def unmatched(self, entries: Iterable[SeriesEntry]) -> int:
+        """How many rows find none of these series."""
+        if not self.rows:
+            return 0
+        return len(set(self.rows).difference(*map(_names_of, entries)))
+
+
+def _names_of(entry: SeriesEntry) -> Iterator[tuple[str, str]]:
+    """What a row may find a series by, best first."""
+    yield "series_uid", entry.acquisition.series_uid
+    yield "series_uid", entry.name
+    for path in entry.paths:
+        yield from (("path", str(path.resolve())), ("file", path.name), ("file", _stem(path.name)))
+    yield "patient", entry.acquisition.patient_key or ""
 
 
 def read_labels(path: Path, key: bytes) -> LabelTable:
@@ -80,13 +98,14 @@ def read_labels(path: Path, key: bytes) -> LabelTable:
     try:
         if path.stat().st_size > LARGEST_TABLE_BYTES:
             raise IndexRefused(f"{path.name} is larger than 256 MiB; split it and add the scans in parts")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = _columns(reader.fieldnames or (), path)
-            lines = [(reader.line_num, dict(row)) for row in reader]
-            longer = next((number for number, row in lines if None in row), None)
-            if longer is not None:
-                raise IndexRefused(f"{path.name}, line {longer}: more cells than headings; correct the line")
+        text = path.read_bytes().decode("utf-8-sig")
+        delimiter = max(DELIMITERS, key=text.split("\n", 1)[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        columns = _columns(reader.fieldnames or (), path)
+        lines = [(reader.line_num, dict(row)) for row in reader]
+        longer = next((number for number, row in lines if None in row), None)
+        if longer is not None:
+            raise IndexRefused(f"{path.name}, line {longer}: more cells than headings; correct the line")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise IndexRefused(
             f"the label table {path.name} cannot be read ({error}); give a CSV in UTF-8 with a header line"
@@ -139,7 +158,7 @@ def _found_by(
                     f"{path.name}, line {number}: the path cannot be one ({error}); correct it"
                 ) from error
         if column == "patient":
-            return "patient", patient_key(value, None, key) or ""
+            return "patient", patient_key(value, told.get("issuer"), key) or ""
         return column, value
     raise IndexRefused(f"{path.name}, line {number}: no scan is named; fill one of {', '.join(KEY_COLUMNS)}")
 
