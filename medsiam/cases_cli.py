@@ -36,6 +36,9 @@ FORMATS_OF_PLACE = "X,Y,Z"
 MOST_REFUSED_TOLD = 10
 KEY_SHOWN = 12
 
+IssuerOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Who issued the patient's number, where several did.")
+]
 IndexOption = Annotated[Path, typer.Option("--index", metavar="DIR", help="Folder of the index.")]
 ScansArgument = Annotated[
     list[Path],
@@ -183,7 +186,7 @@ def remove(
     patient: Annotated[
         str, typer.Option(metavar="ID", help="The patient's number, or the patient key as listed.")
     ] = "",
-    issuer: Annotated[str, typer.Option(metavar="NAME", help="Who issued the number, if told.")] = "",
+    issuer: IssuerOption = "",
     case: Annotated[str, typer.Option(metavar="ID", help="One case alone, by its id as listed.")] = "",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -277,6 +280,7 @@ def search(
     finding: Annotated[int, typer.Option(min=1, metavar="N", help="Which number of the label map.")] = 1,
     series: Annotated[str | None, typer.Option(metavar="UID", help="Which series of SCAN.")] = None,
     patient: Annotated[str, typer.Option(metavar="ID", help="The patient's number, if untold.")] = "",
+    issuer: IssuerOption = "",
     include_same_patient: Annotated[
         bool, typer.Option("--include-same-patient", help="Keep the query's own patient in.")
     ] = False,
@@ -313,6 +317,7 @@ def search(
             prior=prior,
             place=Place(place_mm, radius, mask, finding),
             patient=patient,
+            issuer=issuer,
             weights=weights,
             device=device,
         )

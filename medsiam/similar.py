@@ -17,6 +17,7 @@ import torch
 from medsiam.cases.case import Case
 from medsiam.cases.index import CaseIndex
 from medsiam.cases.intake import Hints, Intake, Progress, Refused, add_series, results_in, series_of
+from medsiam.cases.issuers import issuer_of
 from medsiam.cases.labels import LabelTable, read_labels
 from medsiam.cases.query import change_query, finding_query, scan_query
 from medsiam.cases.rebuild import embed_anew, rebuild, sizes_of
@@ -123,6 +124,7 @@ def search_index(
     prior: Path | None = None,
     place: Place | None = None,
     patient: str = "",
+    issuer: str = "",
     weights: str | None = None,
     device: str = "auto",
 ) -> SearchOutcome:
@@ -132,6 +134,7 @@ def search_index(
     prior    of a change: the earlier scan; otherwise the patient's latest in the index
     place    of a finding
     patient  the patient's number, where the file tells none
+    issuer   of the number; needed where the index holds the number of several
 
     Raises InputRefused where the scan or the index cannot be taken.
     """
@@ -140,6 +143,8 @@ def search_index(
     if wish.where.strip():
         # Refused before the scan is read.
         index.filter(wish.where)
+    if patient and not issuer:
+        issuer = issuer_of(index, patient, key)
     volume = read_volume(scan, series_uid=series, key=key)
     encoder = _fitting_encoder(index, volume, weights, device)
     if wish.by == "finding":
@@ -153,12 +158,13 @@ def search_index(
             mask=where.mask,
             number=where.number,
             patient=patient,
+            issuer=issuer,
         )
         return search_cases(index, query, wish)
-    query = scan_query(volume, encoder, key=key, patient=patient)
+    query = scan_query(volume, encoder, key=key, patient=patient, issuer=issuer)
     if wish.by == "scan":
         return search_cases(index, query, wish)
-    before = _prior_case(prior, encoder, key, patient)
+    before = _prior_case(prior, encoder, key, patient, issuer)
     change, earlier = change_query(index, query, before)
     return search_cases(index, change, wish, query_prior=earlier)
 
@@ -199,8 +205,10 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _prior_case(prior: Path | None, encoder: Encoder, key: bytes, patient: str) -> Case | None:
-    return scan_query(read_volume(prior, key=key), encoder, key=key, patient=patient) if prior else None
+def _prior_case(prior: Path | None, encoder: Encoder, key: bytes, patient: str, issuer: str) -> Case | None:
+    if prior is None:
+        return None
+    return scan_query(read_volume(prior, key=key), encoder, key=key, patient=patient, issuer=issuer)
 
 
 def _encoder_for(folder: Path, usable: Sequence[SeriesEntry], weights: str | None, device: str) -> Encoder:

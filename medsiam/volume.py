@@ -123,6 +123,7 @@ class Acquisition:
     """How an image came to be: what the header tells, without any name.
 
     patient_key    keyed hash of the patient's number, None where there is none
+    issuer         of the patient's number: a hospital's name, "" where none is told
     acquired       local time of acquisition, None where the file does not tell
     sha256         digest of the input's pixels and geometry
     assumptions    what reading had to assume, each a plain sentence
@@ -140,6 +141,7 @@ class Acquisition:
     description: str = ""
     patient_key: str | None = None
     birth_key: str | None = None
+    issuer: str = ""
     study_uid: str = ""
     series_uid: str = ""
     frame_of_reference_uid: str = ""

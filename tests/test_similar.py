@@ -6,6 +6,7 @@ import stat
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -56,7 +57,7 @@ def weights(tmp_path_factory):
     return tiny_weights(tmp_path_factory.mktemp("weights"), "tiny", 1)
 
 
-def write_scan(folder, patient, visit, *, radius_mm=4.0, manufacturer="Acme"):
+def write_scan(folder, patient, visit, *, radius_mm=4.0, manufacturer="Acme", issuer=""):
     """One visit of a made-up patient as DICOM, with a lesion of a radius."""
     lesion = phantoms.Lesion((20.0, 26.0, 26.0), (radius_mm,) * 3)
     acquired = FIRST + timedelta(days=180 * visit)
@@ -70,6 +71,7 @@ def write_scan(folder, patient, visit, *, radius_mm=4.0, manufacturer="Acme"):
     identity = SeriesIdentity(
         patient_name=f"Secret^Name{patient}",
         patient_id=f"PAT-{patient:04d}",
+        issuer=issuer,
         birth_date=f"{1940 + 5 * patient}0101",
         sex="F" if patient % 2 else "M",
         study_uid=derived_uid(*parts, "study"),
@@ -362,6 +364,43 @@ def test_a_patient_is_removed_by_number_and_the_receipt_is_kept(archive, weights
     gone = run("index", "remove", "--patient", "PAT-0001", "--index", folder)
     assert gone.exit_code == 3 and "holds nothing" in gone.stderr
     assert told("index", "info", "--index", folder)["cases"] == 2
+
+
+def test_a_number_alone_finds_its_patient_whoever_issued_it(weights, tmp_path):
+    """Most scans of a hospital tell an issuer, and whoever asks for erasure does not know of it."""
+    folder = tmp_path / "cases"
+    write_scan(tmp_path / "here", 1, 0, issuer="HERE")
+    told("index", "add", tmp_path / "here", "--index", folder, "--weights", weights)
+    receipt = told("index", "remove", "--patient", "PAT-0001", "--index", folder)
+    assert receipt["cases"]["scan"] == 1 and receipt["is_proven"]
+
+
+def test_a_number_of_two_issuers_is_nobody_s_until_one_is_named(weights, tmp_path):
+    """Patient 1 of one hospital is not patient 1 of another."""
+    folder = tmp_path / "cases"
+    for visit, issuer in enumerate(("HERE", "THERE")):
+        write_scan(tmp_path / "scans" / issuer, 1, visit, issuer=issuer)
+    told("index", "add", tmp_path / "scans", "--index", folder, "--weights", weights)
+    remove = ("index", "remove", "--patient", "PAT-0001", "--index", folder)
+    refused = run(*remove)
+    assert refused.exit_code == 3 and "'HERE', 'THERE'" in refused.stderr
+    assert told(*remove, "--issuer", "HERE")["cases"]["scan"] == 1
+    assert told(*remove)["cases"]["scan"] == 1
+
+
+def test_a_search_by_a_scan_that_tells_nobody_leaves_out_the_patient_that_is_named(weights, tmp_path):
+    """An exported image tells no number; its own scan would stand first."""
+    folder = tmp_path / "cases"
+    for patient in (1, 2):
+        write_scan(tmp_path / "scans" / str(patient), patient, 0, issuer="HERE")
+    told("index", "add", tmp_path / "scans", "--index", folder, "--weights", weights)
+    volume = medsiam.read_volume(tmp_path / "scans" / "1")
+    ras_from_ijk = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.grid.world_from_index[:, [2, 1, 0, 3]]
+    nib.save(nib.Nifti1Image(volume.array.transpose(2, 1, 0), ras_from_ijk), tmp_path / "scan.nii.gz")
+    search = ("search", tmp_path / "scan.nii.gz", "--index", folder, "--weights", weights, "--patient")
+    for patient, count in (("PAT-0001", 1), ("PAT-0003", 2)):
+        assert run(*search, patient, "--out", tmp_path / patient).exit_code == 0
+        assert len(found(tmp_path / patient)["results"]) == count
 
 
 def test_one_case_is_removed_by_its_id(archive, weights, tmp_path):

@@ -100,8 +100,8 @@ def _erase(index: CaseIndex, where: Filter, person: str, now: datetime) -> Recei
         if not any(cases.values()):
             _finish_interrupted(index)
             raise IndexRefused(
-                f"the index in {index.folder} holds nothing of that patient or case; check the number, "
-                "and give --issuer where the scans tell who issued it"
+                f"the index in {index.folder} holds nothing of that patient or case; check the number "
+                "and the issuer"
             )
         needles = _needles(index, cases)
         before = {name: _seen(index.folder, sought) for name, sought in needles.items()}

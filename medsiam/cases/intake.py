@@ -23,6 +23,7 @@ from medsiam.cases.changes import link_changes
 from medsiam.cases.describe import finding_cases, scan_case
 from medsiam.cases.filters import equal
 from medsiam.cases.index import Added, CaseIndex
+from medsiam.cases.issuers import remember_issuers
 from medsiam.cases.labels import LabelTable, Told
 from medsiam.cases.region import Region, regions_of_labels
 from medsiam.encoding.encoder import Encoder, Features
@@ -182,6 +183,7 @@ class _Run:
         self.added, self.findings, self.finished = Added(), 0, 0
         self.refused: list[Refused] = []
         self._patients: set[str] = set()
+        self._issuers: set[str] = set()
         self._scans: list[Case] = []
         self._lesions: list[Case] = []
         self._stored_at = time.monotonic()
@@ -272,6 +274,7 @@ class _Run:
         self._scans.append(scan)
         self._lesions += lesions
         self._patients.add(scan.patient_key)
+        self._issuers.add(volume.acquisition.issuer or (told.issuer if told else ""))
 
     def _regions(self, scan: Case, told: Told | None) -> Sequence[Region]:
         image = told.mask if told and told.mask else self.hints.results.get(scan.sha256)
@@ -282,6 +285,7 @@ class _Run:
         if not self._scans:
             return
         (self.index.folder / UNLINKED).touch(mode=0o600)
+        remember_issuers(self.index.folder, self._issuers)
         silent = {case.case_id for case in self._scans if not case.labels_key}
         # One that is known keeps its labels where the table is silent now.
         known = self.index.store.digests("scan", silent)

@@ -19,12 +19,12 @@ from medsiam.reading import read_volume
 from medsiam.volume import Volume
 
 
-def scan_query(volume: Volume, encoder: Encoder, *, key: bytes, patient: str = "") -> Case:
+def scan_query(volume: Volume, encoder: Encoder, *, key: bytes, patient: str = "", issuer: str = "") -> Case:
     """The query of a whole scan.
 
-    patient  its patient's number, where the file tells none
+    patient  its patient's number, where the file tells none, and who issued it
     """
-    return scan_case(volume, encoder(volume), Told(patient=patient), key=key)
+    return scan_case(volume, encoder(volume), Told(patient=patient, issuer=issuer), key=key)
 
 
 def finding_query(
@@ -37,6 +37,7 @@ def finding_query(
     mask: Path | None = None,
     number: int = 1,
     patient: str = "",
+    issuer: str = "",
 ) -> Case:
     """The query of one lesion: a ball around a place (LPS mm), or one number of a label map.
 
@@ -45,7 +46,7 @@ def finding_query(
     region = _region(at_mm, radius_mm, mask, number, key)
     check_inside(region, volume)
     features = encoder(volume)
-    scan = scan_case(volume, features, Told(patient=patient), key=key)
+    scan = scan_case(volume, features, Told(patient=patient, issuer=issuer), key=key)
     return next(finding_cases(scan, volume, features, [region]))
 
 

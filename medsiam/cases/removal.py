@@ -11,6 +11,7 @@ from medsiam.cases.changes import link_changes
 from medsiam.cases.erase import Receipt, erase_patient, erase_scan, file_receipt
 from medsiam.cases.filters import equal
 from medsiam.cases.index import CaseIndex, walk
+from medsiam.cases.issuers import issuer_of
 from medsiam.errors import IndexRefused
 from medsiam.reading import load_key, patient_key
 from medsiam.reading.identity import KEY_DIGITS
@@ -23,12 +24,12 @@ def remove_patient(folder: Path, patient: str, *, issuer: str = "", now: datetim
     """The receipt of erasing a patient, and where it was filed.
 
     patient  the number that the scans tell, or the patient key as listed
-    issuer   of the number, where the scans tell one
+    issuer   of the number; needed where the index holds the number of several
 
-    Raises IndexRefused where the index holds none of that patient.
+    Raises IndexRefused where the index holds none of that patient, or several with the number.
     """
     index, key = CaseIndex.open(folder), load_key()
-    whose = patient_key(patient, issuer or None, key) or ""
+    whose = patient_key(patient, issuer or issuer_of(index, patient, key), key) or ""
     if not index.store.count("scan", equal("patient_key", whose)) and _is_key(patient):
         whose = patient
     return _filed(index, erase_patient(index, whose, key=key, now=now))

@@ -58,6 +58,7 @@ def bare_acquisition(header: Header) -> Acquisition:
         description=header.description,
         patient_key=header.person.patient_key,
         birth_key=header.person.birth_key,
+        issuer=header.person.issuer,
         study_uid=header.study_uid,
         series_uid=header.series_uid,
         frame_of_reference_uid=header.frame_of_reference_uid,

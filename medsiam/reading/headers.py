@@ -95,11 +95,15 @@ class PixelFormat:
 
 @dataclass(frozen=True)
 class Person:
-    """Of whom an image is, as keyed hashes; name_token only tells two names apart."""
+    """Of whom an image is, as keyed hashes; name_token only tells two names apart.
+
+    issuer  of the patient's number, in plain text: a hospital's name
+    """
 
     patient_key: str | None
     birth_key: str | None
     name_token: str | None
+    issuer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,12 +228,12 @@ def _person(dataset: Dataset, key: bytes) -> Person:
     birth = tags.identifier(dataset, "PatientBirthDate")
     # Vendors pad and capitalise one name in several ways.
     name = " ".join(tags.identifier(dataset, "PatientName").replace("^", " ").casefold().split())
+    issuer = tags.identifier(dataset, "IssuerOfPatientID").strip()
     return Person(
-        patient_key(
-            tags.identifier(dataset, "PatientID"), tags.identifier(dataset, "IssuerOfPatientID"), key
-        ),
+        patient_key(tags.identifier(dataset, "PatientID"), issuer, key),
         birth_key(birth, tags.identifier(dataset, "PatientSex"), key),
         keyed_hash(key, "name", name) if name else None,
+        issuer if _without_person(issuer, dataset) == issuer else "",
     )
 
 
