@@ -308,14 +308,21 @@ from medsiam.errors import ResourceExhausted, as_medsiam_error
 from tests.archive_maker import tiny_head
 
 torch.manual_seed(0)
-# Of a single scan some layers take as much room as of eight; not those of a network without tissues.
 settings = EncoderSettings(preparation=PreparationSettings(48, 4.5))
 encoder = Encoder(TwinEncoder(settings).eval(), "drawn@0")
 scans = [tiny_head(seed, None) for seed in range(8)]
 whole = [each.embedding for each in encoder.encode(scans)]
-sizes = []
-encoder.network.register_forward_pre_hook(lambda network, given: sizes.append(len(given[0])))
-for more_mb in (*range(1, 40), *range(40, 100, 5)):
+sizes, room = [], []
+
+def grow(network, given):
+    # Of a single scan some layers take as much room as of eight: what grows with the batch must count most.
+    sizes.append(len(given[0]))
+    room.clear()
+    room.append(torch.empty(len(given[0]) * 2**24, dtype=torch.uint8))
+
+encoder.network.register_forward_pre_hook(grow)
+encoder.network.register_forward_hook(lambda *_: room.clear())
+for more_mb in (*range(1, 60, 5), *range(60, 660, 40)):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + more_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
@@ -335,6 +342,7 @@ for more_mb in (*range(1, 40), *range(40, 100, 5)):
         far = None
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     del filled
+    room.clear()
     print(json.dumps([sizes, None if far is None else float(far)]))
 """
 
