@@ -122,7 +122,8 @@ class Grid:
 class Acquisition:
     """How an image came to be: what the header tells, without any name.
 
-    patient_key    keyed hash of the patient's number, None where there is none
+    patient_key    keyed hash of the patient's number and its issuer, None where there is no number
+    number_key     keyed hash of the number alone
     issuer         of the patient's number: a hospital's name, "" where none is told
     acquired       local time of acquisition, None where the file does not tell
     sha256         digest of the input's pixels and geometry
@@ -140,6 +141,7 @@ class Acquisition:
     body_part: str = ""
     description: str = ""
     patient_key: str | None = None
+    number_key: str | None = None
     birth_key: str | None = None
     issuer: str = ""
     study_uid: str = ""

@@ -395,6 +395,20 @@ def test_two_patients_are_refused_unless_that_is_meant(change):
     assert "different patients was asked for" in notes[0]
 
 
+def test_one_number_is_one_patient_s_where_a_scan_does_not_tell_who_issued_it():
+    """Older scans of an archive often tell none; the prior is fetched by the same rule."""
+    told = visit(2024, patient_key="anna of HERE", number_key="12", issuer="HERE")
+    assert "one issuer was assumed" in identity(visit(2023, number_key="12"), told)[0]
+    for other in (
+        {"number_key": "13"},
+        {"number_key": None},
+        {"number_key": "12", "issuer": "THERE"},
+        {"number_key": "12", "birth_key": "1980"},
+    ):
+        with pytest.raises(IdentityRefused, match="--allow-different-patients"):
+            identity(visit(2023, **other), told)
+
+
 @pytest.mark.parametrize("change", [{"patient_key": None}, {"patient_key": None, "birth_key": None}])
 def test_a_missing_patient_number_is_told(change):
     """NIfTI files have none; the reader must know that nobody checked."""

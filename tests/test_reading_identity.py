@@ -41,6 +41,18 @@ def test_fields_do_not_run_into_each_other():
     assert patient_key("12", "3", KEY) != patient_key("1", "23", KEY)
 
 
+def test_the_number_has_a_key_of_its_own_beside_its_issuer(tmp_path):
+    """So that a scan that tells no issuer can be met; a patient's name in that place is not kept."""
+    told = acquisition(classic(IssuerOfPatientID="HERE"), tmp_path / "told")
+    bare = acquisition(classic(), tmp_path / "bare")
+    odd = acquisition(classic(IssuerOfPatientID="card of Phantom"), tmp_path / "odd")
+    assert (told.issuer, bare.issuer, odd.issuer) == ("HERE", "", "")
+    assert told.number_key == bare.number_key == odd.number_key
+    assert told.number_key is not None
+    assert len({told.patient_key, bare.patient_key, odd.patient_key}) == 3
+    assert told.number_key not in (told.patient_key, bare.patient_key)
+
+
 def test_the_key_comes_from_config_then_environment_then_a_file(monkeypatch, tmp_path):
     """The file is made once, for its owner alone."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))

@@ -31,6 +31,13 @@ def check_identity(
     )
 
 
+def are_two_patients(a: Acquisition, b: Acquisition) -> bool:
+    """Whether the patients' numbers tell two; one number is one patient's where a scan tells no issuer."""
+    if a.patient_key is None or b.patient_key is None or a.patient_key == b.patient_key:
+        return False
+    return a.number_key is None or a.number_key != b.number_key or bool(a.issuer and b.issuer)
+
+
 def order_of_time(scans: Sequence[Acquisition]) -> tuple[int, ...] | None:
     """Places of the scans, earliest first; None where one does not tell its time.
 
@@ -50,13 +57,14 @@ def order_of_time(scans: Sequence[Acquisition]) -> tuple[int, ...] | None:
 
 
 def _patient_notes(prior: Acquisition, current: Acquisition, *, is_allowed: bool) -> Iterator[str]:
+    births = {prior.birth_key, current.birth_key}
     differing = [
         what
-        for what, a, b in (
-            ("patient numbers", prior.patient_key, current.patient_key),
-            ("birth dates or sexes", prior.birth_key, current.birth_key),
+        for what, differs in (
+            ("patient numbers", are_two_patients(prior, current)),
+            ("birth dates or sexes", None not in births and len(births) == 2),
         )
-        if a is not None and b is not None and a != b
+        if differs
     ]
     if differing and not is_allowed:
         raise IdentityRefused(
@@ -65,6 +73,8 @@ def _patient_notes(prior: Acquisition, current: Acquisition, *, is_allowed: bool
         )
     if differing:
         yield f"The {' and '.join(differing)} differ; the comparison of different patients was asked for."
+    elif None not in (prior.patient_key, current.patient_key) and prior.patient_key != current.patient_key:
+        yield "Only one scan tells who issued the patient number; as both have one, one issuer was assumed."
     sides = [side for side, scan in (("prior", prior), ("current", current)) if scan.patient_key is None]
     if sides:
         who = f"The {sides[0]} does" if len(sides) == 1 else "Prior and current do"

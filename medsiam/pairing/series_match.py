@@ -12,7 +12,7 @@ from typing import Protocol
 from medsiam.errors import SeriesAmbiguous
 from medsiam.pairing.body_parts import EVERYWHERE, regions_of
 from medsiam.pairing.comparability import judge
-from medsiam.pairing.identity_check import order_of_time
+from medsiam.pairing.identity_check import are_two_patients, order_of_time
 from medsiam.pairing.sequences import agent_was_given, sequence_family, words_of
 from medsiam.volume import Acquisition
 
@@ -167,16 +167,11 @@ def series_likeness(a: Candidate, b: Candidate) -> float:
 
 def _are_no_visits(a: Candidate, b: Candidate) -> bool:
     """Whether these cannot be two visits of one patient: one series twice, or two patients."""
-    return _is_one_series(a, b) or _are_two_patients(a, b)
+    return _is_one_series(a, b) or are_two_patients(a.acquisition, b.acquisition)
 
 
 def _is_one_series(a: Candidate, b: Candidate) -> bool:
     return bool(a.acquisition.series_uid) and _identity(a) == _identity(b)
-
-
-def _are_two_patients(a: Candidate, b: Candidate) -> bool:
-    keys = a.acquisition.patient_key, b.acquisition.patient_key
-    return None not in keys and keys[0] != keys[1]
 
 
 def _is_reversed(prior: Candidate, current: Candidate) -> bool:

@@ -57,6 +57,7 @@ def bare_acquisition(header: Header) -> Acquisition:
         body_part=header.body_part,
         description=header.description,
         patient_key=header.person.patient_key,
+        number_key=header.person.number_key,
         birth_key=header.person.birth_key,
         issuer=header.person.issuer,
         study_uid=header.study_uid,

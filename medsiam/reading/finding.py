@@ -108,7 +108,7 @@ def read_volume(path: str | Path, *, series_uid: str | None = None, key: bytes |
     return _with_notes(read_series(usable[0]), usable[0].reason, len(aside))
 
 
-_REMEDY = "choose one with `--prior-series UID` or `--current-series UID`"
+_REMEDY = "choose one by its UID: `--prior-series` or `--current-series` of compare, `--series` of search"
 
 
 def _maps(entries: Sequence[SeriesEntry]) -> list[SeriesEntry]:

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from medsiam.errors import Unreadable
 from medsiam.reading import tags
 from medsiam.reading.archive import Source
-from medsiam.reading.identity import birth_key, keyed_hash, patient_key
+from medsiam.reading.identity import birth_key, keyed_hash, number_key, patient_key
 from medsiam.reading.parsing import Parsed, PixelPlace
 from medsiam.reading.protocol import protocol_of
 from medsiam.reading.tags import Malformed
@@ -97,13 +97,16 @@ class PixelFormat:
 class Person:
     """Of whom an image is, as keyed hashes; name_token only tells two names apart.
 
-    issuer  of the patient's number, in plain text: a hospital's name
+    patient_key  of number and issuer
+    number_key   of the number alone
+    issuer       of the number, in plain text: a hospital's name
     """
 
     patient_key: str | None
+    number_key: str | None
     birth_key: str | None
     name_token: str | None
-    issuer: str = ""
+    issuer: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +232,10 @@ def _person(dataset: Dataset, key: bytes) -> Person:
     # Vendors pad and capitalise one name in several ways.
     name = " ".join(tags.identifier(dataset, "PatientName").replace("^", " ").casefold().split())
     issuer = tags.identifier(dataset, "IssuerOfPatientID").strip()
+    number = tags.identifier(dataset, "PatientID")
     return Person(
-        patient_key(tags.identifier(dataset, "PatientID"), issuer, key),
+        patient_key(number, issuer, key),
+        number_key(number, key),
         birth_key(birth, tags.identifier(dataset, "PatientSex"), key),
         keyed_hash(key, "name", name) if name else None,
         issuer if _without_person(issuer, dataset) == issuer else "",

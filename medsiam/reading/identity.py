@@ -53,6 +53,12 @@ def patient_key(patient_id: str | None, issuer: str | None, key: bytes) -> str |
     return keyed_hash(key, "patient", number, (issuer or "").strip())
 
 
+def number_key(patient_id: str | None, key: bytes) -> str | None:
+    """Keyed hash of a patient's number, whoever issued it; None where there is no number."""
+    number = (patient_id or "").strip()
+    return keyed_hash(key, "number", number) if number else None
+
+
 def birth_key(birth_date: str | None, sex: str | None, key: bytes) -> str | None:
     """Keyed hash of birth date and sex, None where there is no birth date."""
     date = (birth_date or "").strip()
