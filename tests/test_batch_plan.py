@@ -116,6 +116,21 @@ def test_two_people_under_one_number_are_compared_apart_and_told():
     assert row.code == "identity" and "2 people share one patient number" in row.reason
 
 
+def test_one_number_of_which_a_scan_tells_no_issuer_is_one_patient():
+    """By the earlier scan's key, which what comes later does not change. Two issuers are two patients."""
+    bare, here, there = (
+        {"patient_key": key * 10, "number_key": "12", "issuer": issuer}
+        for key, issuer in (("aa", ""), ("bb", "HERE"), ("cc", "THERE"))
+    )
+    made = plan(found(0, **bare), found(1, **here), found(2, **here))
+    assert pairs(made) == [(0, 1), (1, 2)]
+    assert {case.patient_key for case in made.cases} == {"aa" * 10}
+    assert {case.patient_key for case in plan(found(0, **here), found(1, **bare)).cases} == {"bb" * 10}
+    assert plan(found(0, **here), found(1, **there)).cases == ()
+    assert plan(found(0, **bare), found(1, **here), found(2, **there)).cases == ()
+    assert plan(found(0, **bare), found(1, **here | {"number_key": "13"})).cases == ()
+
+
 def test_a_missing_birth_date_is_no_second_person():
     made = plan(found(0), found(1, birth_key=None))
     assert pairs(made) == [(0, 1)] and made.inputs == ()

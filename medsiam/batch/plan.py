@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -111,7 +111,26 @@ def _by_patient(found: Sequence[Found], now: datetime) -> tuple[dict[str, list[F
             refused.append(_refused([each], code, why))
         else:
             patients.setdefault(patient or "", []).append(each)
-    return patients, refused
+    return _issuers_joined(patients), refused
+
+
+def _issuers_joined(patients: dict[str, list[Found]]) -> dict[str, list[Found]]:
+    """The same; one number under one issuer and under none is one patient, by the earliest scan's key."""
+    joined, by_number = dict(patients), defaultdict(list)
+    for patient, found in patients.items():
+        by_number[found[0].acquisition.number_key].append(patient)
+    for number, keys in by_number.items():
+        is_untold = [not patients[key][0].acquisition.issuer for key in keys]
+        if number is None or sorted(is_untold) != [False, True]:
+            continue
+        both = [each for key in keys for each in joined.pop(key)]
+        joined[min(both, key=_moment).acquisition.patient_key or ""] = both
+    return joined
+
+
+def _moment(found: Found) -> tuple[str, str]:
+    at = found.acquisition.acquired
+    return at.replace(tzinfo=None).isoformat() if at else "", found.acquisition.patient_key or ""
 
 
 def _of_person(

@@ -13,7 +13,7 @@ from medsiam.pacs.dicomweb import MOST_ANSWERS
 from medsiam.pacs.opening import open_archive
 from medsiam.pacs.settings import PacsSettings
 from medsiam.pacs.values import SeriesFound, StudyFound
-from medsiam.reading import patient_key
+from medsiam.reading import number_key, patient_key
 from medsiam.reading.archive import Source
 
 Progress = Callable[[str], None]
@@ -69,6 +69,8 @@ def _found(url: str, study: StudyFound, series: SeriesFound, key: bytes) -> Foun
     told = replace(
         series.acquisition,
         patient_key=patient_key(study.patient_id, study.issuer, key),
+        number_key=number_key(study.patient_id, key),
+        issuer=study.issuer,
         acquired=study.when,
     )
     scan = Scan(
