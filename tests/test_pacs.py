@@ -158,11 +158,11 @@ def test_dcmtk_takes_what_is_sent(tmp_path):
 
 
 def test_a_peer_that_refuses_is_told_in_one_line(tmp_path):
-    """storescp refuses every association here."""
+    """storescp refuses every association here, and at times closes the line before that was read."""
     scans = write_visit("CR", 1, tmp_path / "scans")
     with (
         storescp(tmp_path / "peer", "--refuse") as port,
-        pytest.raises(ArchiveRefused, match="refused the association"),
+        pytest.raises(ArchiveRefused, match=r"(refused the association|ended the talk).*both AE titles"),
     ):
         send_folder(Dimse(f"dimse://PEER@127.0.0.1:{port}", QUICK), scans)
 
