@@ -124,16 +124,21 @@ def tell_progress() -> Callable[[str], None]:
 
 @contextlib.contextmanager
 def libraries_quiet_unless(verbose: bool) -> Iterator[None]:
-    """Keeps warnings of the libraries off standard error, where one line is promised."""
+    """Keeps warnings of the libraries off standard error, where one line is promised.
+
+    So too what Python tells of a library's generator that ends where memory has run out.
+    """
     if verbose:
         yield
         return
-    level = logging.root.manager.disable
+    level, unraisable = logging.root.manager.disable, sys.unraisablehook
     logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda told: None if isinstance(told.exc_value, MemoryError) else unraisable(told)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
+        sys.unraisablehook = unraisable
         logging.disable(level)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from datetime import UTC, timedelta
 
@@ -13,6 +14,7 @@ import torch
 from medsiam.batch import BatchSettings, run_batch
 from medsiam.cases.folder import LOCK, only_writer
 from medsiam.cases.index import CaseIndex
+from medsiam.console import libraries_quiet_unless
 from medsiam.encoding import weights
 from medsiam.errors import IndexRefused, ResultDamaged, WeightsRefused
 from medsiam.report.digests import verify
@@ -296,6 +298,26 @@ def test_too_little_memory_ends_with_4_and_one_line(nursery, archive, tmp_path, 
     assert (code, one_line(told), "out of memory" in told or "no memory" in told) == (4, True, True), told
     if command != "index add":
         assert not [path for path in tmp_path.rglob("*.*") if ".medsiam" not in path.parts]
+
+
+@pytest.mark.parametrize(("verbose", "told"), [(False, [KeyError]), (True, [MemoryError, KeyError])])
+def test_a_generator_that_ends_where_memory_has_run_out_adds_no_line(monkeypatch, verbose, told):
+    """numba's did: Python tells of it beside the one line that is promised."""
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda each: seen.append(type(each.exc_value)))
+
+    def ends(error):
+        try:
+            yield
+        finally:
+            raise error
+
+    with libraries_quiet_unless(verbose):
+        for error in (MemoryError(), KeyError()):
+            begun = ends(error)
+            next(begun)
+            del begun
+    assert seen == told
 
 
 EMBED = """
