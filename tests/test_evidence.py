@@ -315,6 +315,8 @@ def test_two_patients_are_not_mixed_in_one_object(tmp_path):
     other = replace(
         case.comparison.prior, acquisition=replace(case.comparison.prior.acquisition, patient_key="z")
     )
+    told = replace(case.comparison.prior, acquisition=replace(other.acquisition, issuer="HERE"))
+    assert replace(case, comparison=replace(case.comparison, prior=told))
     with pytest.raises(IdentityRefused, match="2 patient numbers"):
         Case(replace(case.comparison, prior=other), case.prior, case.current, NOW)
 

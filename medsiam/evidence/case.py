@@ -24,6 +24,7 @@ from medsiam import __version__
 from medsiam.change.comparison import Comparison, Finding
 from medsiam.errors import IdentityRefused
 from medsiam.evidence.series import PAIRED_PARTS, derived_uid
+from medsiam.pairing.identity_check import are_two_patients
 from medsiam.reading.originals import Originals
 from medsiam.volume import Grid
 
@@ -78,8 +79,7 @@ class Case:
     now: datetime
 
     def __post_init__(self) -> None:
-        keys = {scan.acquisition.patient_key for scan in (self.comparison.prior, self.comparison.current)}
-        if len(keys - {None}) > 1:
+        if are_two_patients(self.comparison.prior.acquisition, self.comparison.current.acquisition):
             raise IdentityRefused(
                 "the two scans carry 2 patient numbers, and DICOM objects belong to one patient; "
                 "leave dicom out of --formats"

@@ -32,10 +32,10 @@ def check_identity(
 
 
 def are_two_patients(a: Acquisition, b: Acquisition) -> bool:
-    """Whether the patients' numbers tell two; one number is one patient's where a scan tells no issuer."""
+    """Whether the patients' numbers tell two; one number is one patient's where one scan tells no issuer."""
     if a.patient_key is None or b.patient_key is None or a.patient_key == b.patient_key:
         return False
-    return a.number_key is None or a.number_key != b.number_key or bool(a.issuer and b.issuer)
+    return a.number_key is None or a.number_key != b.number_key or bool(a.issuer) == bool(b.issuer)
 
 
 def order_of_time(scans: Sequence[Acquisition]) -> tuple[int, ...] | None:
